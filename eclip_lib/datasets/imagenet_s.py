@@ -1,0 +1,39 @@
+"""ImageNet-S50, validation split: 752 images, 50 classes, one class an image (paper §4.1)."""
+
+from pathlib import Path
+
+import numpy as np
+
+from .base import Dataset, Example, check_size, read_image, require
+
+LAYOUT = "root/validation/<synset>/*.JPEG and root/validation-segmentation/<synset>/*.png (ImageNet-S50's own layout)"
+VOID = 1000
+# class id = line number, from 1: the 50 synsets in sorted order, each with the words its prompt uses
+SYNSETS = dict(line.split("\t") for line in Path(__file__).with_name("imagenet_s50.tsv").read_text().splitlines())
+
+
+class ImageNetS50(Dataset):
+    """`root` is the folder ImageNetS50. Masks are RGB images whose class id is R + 256 G: 0 other, 1 to 50, 1000 void."""
+
+    name, classes = "imagenet-s50", list(SYNSETS.values())
+
+    def __init__(self, root):
+        self.images = require(require(root, self.name, LAYOUT) / "validation", self.name, LAYOUT)
+        self.labels = require(self.images.parent / "validation-segmentation", self.name, LAYOUT)
+        self.items = sorted(p.relative_to(self.images) for p in self.images.glob("*/*.JPEG"))
+        if not self.items:
+            raise FileNotFoundError(f"{self.name}: no image in {self.images}. Expected {LAYOUT}. See data/README.md.")
+        for item in self.items:
+            if item.parts[0] not in SYNSETS:
+                raise ValueError(f"{self.images / item}: {item.parts[0]} is not one of the 50 synsets of ImageNet-S50")
+            require(self.labels / item.with_suffix(".png"), self.name, LAYOUT)
+
+    def example(self, item):
+        image, path = read_image(self.images / item), self.labels / item.with_suffix(".png")
+        colours = np.asarray(read_image(path)).astype(np.int32)  # before the product: 256 G overflows uint8
+        labels = colours[..., 0] + 256 * colours[..., 1]
+        check_size(labels, image, path)
+        present = sorted(set(np.unique(labels).tolist()) - {0, VOID})
+        if present and present[-1] > len(SYNSETS):
+            raise ValueError(f"{path}: class id {present[-1]} is beyond the {len(SYNSETS)} of ImageNet-S50")
+        return Example(item.stem, image, {self.classes[k - 1]: labels == k for k in present}, labels == VOID)

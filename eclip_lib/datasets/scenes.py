@@ -1,0 +1,393 @@
+"""The demo world: rendered scenes with captions and exact per-class masks.
+
+A scene is 1 to 3 objects of 16 classes on one of 8 background patterns in 12 colours, drawn at 224x224 from a `Layout`
+that is itself drawn from (seed, index). Two levels come from the same code: `plain`, and `cluttered` (unnamed
+distractors, blotched two-pattern backgrounds, smaller objects), where a mask has something to suppress. Every class has
+its own shape, its own fill pattern and its own pair of typical colours; `colours="swapped"` hands every class the colours
+of another one, which shows how much of the recognition is colour.
+
+Deterministic on any machine: arrays only ever see additions, products, comparisons and square roots (exact in IEEE 754),
+and everything that comes from a library's sine or exponential is rounded before it is used.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .base import Dataset, Example
+
+SIZE = 224
+COLOURS = {
+    "red": (215, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 210), "yellow": (235, 210, 50),
+    "purple": (140, 60, 180), "orange": (240, 140, 40), "pink": (245, 150, 190), "cyan": (60, 200, 215),
+    "brown": (130, 85, 50), "white": (240, 240, 240), "black": (25, 25, 25), "gray": (130, 130, 130),
+}  # fmt: skip
+PATTERNS = ["plain", "striped", "checkered", "dotted", "wavy", "bricked", "gradient", "noisy"]
+TYPICAL = {
+    "circle": ("red", "white"), "square": ("blue", "yellow"), "triangle": ("orange", "black"),
+    "star": ("yellow", "purple"), "heart": ("pink", "red"), "cross": ("white", "blue"), "ring": ("orange", "white"),
+    "crescent": ("yellow", "black"), "arrow": ("green", "white"), "diamond": ("cyan", "blue"),
+    "hexagon": ("purple", "pink"), "drop": ("cyan", "white"), "house": ("brown", "red"), "fish": ("orange", "cyan"),
+    "bolt": ("yellow", "gray"), "flower": ("pink", "green"),
+}  # fmt: skip
+CLASSES = list(TYPICAL)
+SEEDS = {"train": 1, "validation": 2, "test": 3}  # the splits are disjoint because their seeds are
+SMALLEST = 240  # visible pixels below which an object is neither labelled nor named
+
+
+@dataclass(frozen=True)
+class Level:
+    """How hard a world is: nominal object areas (share of the image), most distractors, share of blotched background."""
+
+    area: tuple[float, float]
+    clutter: int = 0
+    texture: float = 0.0
+    typical: float = 0.8  # probability that an object wears its class's typical colours
+
+
+LEVELS = {"plain": Level((0.03, 0.5)), "cluttered": Level((0.015, 0.2), clutter=14, texture=0.8)}
+
+
+@dataclass(frozen=True)
+class Object:
+    """One object: centre and radius in pixels, angle in radians, aspect, mirrored or not, two fill colours (RGB)."""
+
+    name: str
+    x: float
+    y: float
+    radius: float
+    angle: float
+    aspect: float
+    flip: int
+    colours: np.ndarray  # [2, 3]
+
+    @property
+    def size(self):
+        return "small" if self.radius**2 * 2 < 0.12 * SIZE**2 else "big"
+
+
+@dataclass(frozen=True)
+class Background:
+    """One background: pattern name, colour name, two RGB colours, angle, period in pixels, phase, noise cells."""
+
+    pattern: str
+    colour: str
+    colours: np.ndarray  # [2, 3]
+    angle: float
+    period: float
+    phase: float
+    cells: np.ndarray  # uint8 [k, k]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything `render` draws: change a field with `dataclasses.replace` for a controlled experiment."""
+
+    background: Background
+    objects: tuple[Object, ...]
+    second: Background | None = None
+    blotches: np.ndarray | None = None  # bool-like uint8 [k, k] noise, thresholded at `texture`
+    texture: float = 0.0
+    distractors: tuple[Object, ...] = ()
+    noise: int = 0  # seed of the pixel noise
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A rendered layout. `labels`: uint8 [224, 224], 0 for background, else 1 + index into `CLASSES`."""
+
+    image: Image.Image
+    labels: np.ndarray
+    objects: tuple[Object, ...]  # the visible ones
+    background: Background
+
+    @property
+    def masks(self):
+        return {o.name: self.labels == 1 + CLASSES.index(o.name) for o in self.objects}
+
+
+# ---------------------------------------------------------------------------------------------------- shapes
+
+
+def _turn(radius, n, start=-math.pi / 2, x=0.0, y=0.0):
+    """n points around a circle; `radius` is a number or one number a point."""
+    radii = np.broadcast_to(radius, n)
+    angles = [start + 2 * math.pi * i / n for i in range(n)]
+    return [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
+
+
+def _outlines():
+    """class -> list of (polygon in object coordinates, about [-1, 1], y down; True to add it, False to cut it out)."""
+    t = [2 * math.pi * i / 60 for i in range(60)]
+    w = 0.33
+    heart = [
+        (math.sin(a) ** 3 * 16 / 17, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 17)
+        for a in t
+    ]
+    cross = [(-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w)]
+    house = [(-0.75, -0.2), (0, -1.05), (0.75, -0.2), (0.75, 0.95), (0.25, 0.95), (0.25, 0.3), (-0.25, 0.3),
+             (-0.25, 0.95), (-0.75, 0.95)]  # fmt: skip
+    bolt = [(0.15, -1.1), (-0.65, 0.15), (-0.05, 0.15), (-0.25, 1.1), (0.65, -0.25), (0.05, -0.25), (0.45, -1.1)]
+    arrow = [(-1, -0.28), (0.1, -0.28), (0.1, -0.8), (1.1, 0), (0.1, 0.8), (0.1, 0.28), (-1, 0.28)]
+    body = [(0.75 * math.cos(a) - 0.2, 0.55 * math.sin(a)) for a in t]
+    drop = [(0.75 * math.sin(a) * math.sin(a / 2) ** 1.5, -1.05 * math.cos(a)) for a in t]
+    return {
+        "circle": [(_turn(0.95, 40), True)],
+        "square": [([(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)], True)],
+        "triangle": [(_turn(1.1, 3), True)],
+        "star": [(_turn([1.1, 0.45] * 5, 10), True)],
+        "heart": [(heart, True)],
+        "cross": [(cross, True)],
+        "ring": [(_turn(1, 40), True), (_turn(0.55, 40), False)],
+        "crescent": [(_turn(1, 40), True), (_turn(0.85, 40, x=0.5), False)],
+        "arrow": [(arrow, True)],
+        "diamond": [([(0, -1.2), (0.62, 0), (0, 1.2), (-0.62, 0)], True)],
+        "hexagon": [(_turn(1, 6, 0), True)],
+        "drop": [(drop, True)],
+        "house": [(house, True)],
+        "fish": [(body, True), ([(0.35, 0), (1.1, -0.6), (1.1, 0.6)], True), (_turn(0.1, 10, x=-0.6, y=-0.12), False)],
+        "bolt": [(bolt, True)],
+        "flower": [(_turn([0.78 + 0.3 * math.cos(6 * a) for a in t], 60, 0), True)],
+    }
+
+
+OUTLINES = _outlines()
+DISTRACTORS = {f"scrap{n}": [(_turn(1, n), True)] for n in (3, 4, 5, 6)}  # no caption ever names one
+
+
+def _stripes(z, period):
+    z = z / np.float32(period)
+    return z - np.floor(z) < 0.5
+
+
+def _dots(u, v, period, radius):
+    u, v = ((z / np.float32(period)) - np.floor(z / np.float32(period)) - np.float32(0.5) for z in (u, v))
+    return u * u + v * v < (radius / period) ** 2
+
+
+def _wedges(u, v, lines):
+    side = np.ones_like(u, bool)
+    for i in range(lines):
+        c, s = (np.float32(round(f(math.pi * (i + 0.5) / lines), 6)) for f in (math.cos, math.sin))
+        side ^= u * c + v * s > 0
+    return side
+
+
+def _radius(u, v):
+    return np.sqrt(u * u + v * v)
+
+
+FILLS = {  # class -> which pixels take the second colour, from object coordinates u (right), v (down)
+    "circle": lambda u, v: _stripes(_radius(u, v), 0.4),
+    "square": lambda u, v: ~(_stripes(u + np.float32(0.1), 0.42) & _stripes(v + np.float32(0.1), 0.42)),
+    "triangle": lambda u, v: _stripes(v, 0.36),
+    "star": lambda u, v: _wedges(u, v, 5),
+    "heart": lambda u, v: _dots(u, v, 0.5, 0.14),
+    "cross": lambda u, v: (np.abs(u) < 0.13) | (np.abs(v) < 0.13),
+    "ring": lambda u, v: _wedges(u, v, 4),
+    "crescent": lambda u, v: _stripes(u, 0.3),
+    "arrow": lambda u, v: _stripes(np.abs(v) - u, 0.4),
+    "diamond": lambda u, v: _stripes(np.abs(u) * np.float32(1.8) + np.abs(v), 0.4),
+    "hexagon": lambda u, v: _stripes(u, 0.66) ^ _stripes(v, 0.66),
+    "drop": lambda u, v: _radius(u, v - np.float32(0.35)) < 0.35,
+    "house": lambda u, v: (_radius(u, v + np.float32(0.35)) < 0.2) | (v < -0.55),
+    "fish": lambda u, v: _dots(u, v, 0.3, 0.13) & (u > -0.35),
+    "bolt": lambda u, v: _stripes(u + v, 0.3),
+    "flower": lambda u, v: _radius(u, v) < 0.4,
+}
+FILLS |= {name: lambda u, v: u > 0 for name in DISTRACTORS}
+
+# ---------------------------------------------------------------------------------------------------- layouts
+
+
+def _shade(rng, colour, spread):
+    return np.clip(np.array(COLOURS[colour]) + np.round(rng.normal(0, spread, 3)), 0, 255).astype(np.float32)
+
+
+def _background(rng):
+    pattern, colour = PATTERNS[rng.integers(len(PATTERNS))], list(COLOURS)[rng.integers(len(COLOURS))]
+    first = _shade(rng, colour, 22)
+    second = np.clip(first + np.round(rng.choice([-1, 1]) * rng.uniform(25, 80) + rng.normal(0, 15, 3)), 0, 255)
+    angle, period, phase = (round(v, 3) for v in (rng.uniform(0, math.pi), rng.uniform(16, 44), rng.uniform(0, 100)))
+    cells = rng.integers(0, 256, (k := int(rng.choice([14, 28, 56])), k), dtype=np.uint8)
+    return Background(pattern, colour, np.stack([first, second.astype(np.float32)]), angle, period, phase, cells)
+
+
+def _object(rng, name, placed, count, level, colours):
+    """Place one object beside those already `placed`; None where twelve tries found no room."""
+    low, high = level.area
+    low, high = (low * 1.5, high) if count == 1 else (low, high / (0.8 * count))
+    for _ in range(12):
+        share = math.exp(rng.uniform(math.log(low), math.log(high)))
+        radius = round(min(math.sqrt(share * SIZE**2 / 2), 0.48 * SIZE), 2)
+        inset = min(0.8 * radius, SIZE / 2)
+        x, y = (round(v, 2) for v in rng.uniform(inset, SIZE - inset, 2))
+        if all((x - o.x) ** 2 + (y - o.y) ** 2 > (0.95 * (radius + o.radius)) ** 2 for o in placed):
+            break
+    else:
+        return None
+    source = {"typical": name, "swapped": CLASSES[(CLASSES.index(name) + 5) % len(CLASSES)]}[colours]
+    pair = TYPICAL[source] if rng.random() < level.typical else rng.choice(list(COLOURS), 2, replace=False)
+    angle, aspect = round(math.radians(rng.uniform(-25, 25)), 4), round(rng.uniform(0.85, 1.18), 4)
+    fill = np.stack([_shade(rng, c, 18) for c in pair])
+    return Object(name, x, y, radius, angle, aspect, int(rng.choice([-1, 1])), fill)
+
+
+def _distractor(rng):
+    radius, (x, y) = round(math.sqrt(rng.uniform(0.0025, 0.009) * SIZE**2 / 2) * 1.2, 2), np.round(rng.uniform(0, SIZE, 2), 2)
+    fill = np.stack([_shade(rng, list(COLOURS)[rng.integers(len(COLOURS))], 22) for _ in range(2)])
+    name = f"scrap{rng.integers(3, 7)}"
+    return Object(name, float(x), float(y), radius, round(rng.uniform(0, 6.28), 4), round(rng.uniform(0.6, 1.2), 4), 1, fill)
+
+
+def layout(seed, index, level="plain", colours="typical"):
+    """Draw the layout of scene `index` of `seed`. `level`: "plain" or "cluttered" (or a `Level`); `colours`: "typical" or
+    "swapped"."""
+    level = LEVELS[level] if isinstance(level, str) else level
+    rng = np.random.default_rng((seed, index))
+    count = int(rng.choice([1, 2, 3], p=[0.45, 0.35, 0.2]))
+    names = [CLASSES[k] for k in rng.choice(len(CLASSES), count, replace=False)]
+    background = _background(rng)
+    objects = []
+    for name in names:
+        if placed := _object(rng, name, objects, count, level, colours):
+            objects.append(placed)
+    scene = Layout(background, tuple(objects), noise=int(rng.integers(2**31)))
+    if level.texture:
+        cells = rng.integers(0, 256, (k := int(rng.choice([7, 14])), k), dtype=np.uint8)
+        scene = replace(scene, second=_background(rng), blotches=cells, texture=level.texture)
+    if level.clutter:
+        pieces = rng.integers(level.clutter // 2, level.clutter + 1)
+        scene = replace(scene, distractors=tuple(_distractor(rng) for _ in range(pieces)))
+    return scene
+
+
+# ---------------------------------------------------------------------------------------------------- rendering
+
+_Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
+
+
+def _rotate(x, y, angle):
+    c, s = np.float32(round(math.cos(angle), 6)), np.float32(round(math.sin(angle), 6))
+    return x * c + y * s, y * c - x * s
+
+
+def _enlarged(cells):
+    return np.asarray(Image.fromarray(cells).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
+def _paint_background(b):
+    u, v = _rotate(_X, _Y, b.angle)
+    p, shift = np.float32(b.period), np.float32(b.phase)
+    if b.pattern == "plain":
+        mix = np.zeros_like(u)
+    elif b.pattern == "striped":
+        mix = _stripes(u + shift, p)
+    elif b.pattern == "checkered":
+        mix = _stripes(u + shift, 2 * p) ^ _stripes(v + shift, 2 * p)
+    elif b.pattern == "dotted":
+        mix = _dots(u + shift, v + shift, p, 0.28 * p)
+    elif b.pattern == "wavy":  # triangle waves: exact, unlike a sine
+        bend = np.abs(v / (2 * p) - np.floor(v / (2 * p)) - np.float32(0.5)) * 4 * np.float32(6)
+        mix = np.abs((u + bend + shift) / p - np.floor((u + bend + shift) / p) - np.float32(0.5)) * 2
+    elif b.pattern == "bricked":
+        row = np.floor((v + shift) / p)
+        z = (u + shift + row * p) / (2 * p)
+        mix = ((v + shift) / p - row < 4 / p) | (z - np.floor(z) < 2 / p)
+    elif b.pattern == "gradient":
+        mix = (u - u.min()) / (u.max() - u.min())
+    else:  # noisy
+        mix = _enlarged(b.cells).astype(np.float32) / 255
+    mix = mix.astype(np.float32)[..., None]
+    return b.colours[0] * (1 - mix) + b.colours[1] * mix
+
+
+def _paint_object(canvas, labels, o, outlines, scale=3):
+    """Draw one object into `canvas` (float32) and, where it covers over half of a pixel, into `labels`. In place."""
+    reach = math.ceil(1.45 * o.radius) + 1
+    x0, y0 = max(0, math.floor(o.x) - reach), max(0, math.floor(o.y) - reach)
+    x1, y1 = min(SIZE, math.ceil(o.x) + reach), min(SIZE, math.ceil(o.y) + reach)
+    stencil = Image.new("L", ((x1 - x0) * scale, (y1 - y0) * scale))
+    draw = ImageDraw.Draw(stencil)
+    c, s = math.cos(o.angle), math.sin(o.angle)
+    for points, add in outlines[o.name]:
+        corners = []
+        for px, py in points:
+            px, py = px * o.aspect * o.flip * o.radius, py / o.aspect * o.radius
+            x, y = o.x + c * px - s * py - x0, o.y + s * px + c * py - y0
+            corners.append((round(x * scale * 4) / 4, round(y * scale * 4) / 4))
+        draw.polygon(corners, fill=255 if add else 0)
+    alpha = np.asarray(stencil.reduce(scale), np.float32) / 255
+    box = np.s_[y0:y1, x0:x1]
+    u, v = _rotate((_X[box] - np.float32(o.x)) / np.float32(o.radius), (_Y[box] - np.float32(o.y)) / np.float32(o.radius), o.angle)
+    second = FILLS[o.name](u / np.float32(o.aspect) * o.flip, v * np.float32(o.aspect))[..., None]
+    alpha = alpha[..., None]
+    canvas[box] = canvas[box] * (1 - alpha) + np.where(second, o.colours[1], o.colours[0]) * alpha
+    if labels is not None:
+        labels[box][alpha[..., 0] > 0.5] = 1 + CLASSES.index(o.name)
+
+
+def render(scene):
+    """Draw a `Layout` -> `Scene`. An object that ends up with fewer than 240 visible pixels is left out of the masks."""
+    canvas, labels = _paint_background(scene.background), np.zeros((SIZE, SIZE), np.uint8)
+    if scene.second is not None:
+        blotch = _enlarged(scene.blotches) > 255 * (1 - 0.5 * scene.texture)
+        canvas = np.where(blotch[..., None], _paint_background(scene.second), canvas)
+    for piece in scene.distractors:
+        _paint_object(canvas, None, piece, DISTRACTORS)
+    for o in scene.objects:
+        _paint_object(canvas, labels, o, OUTLINES)
+    noise = np.random.default_rng(scene.noise).integers(-8, 9, canvas.shape, dtype=np.int8)
+    image = Image.fromarray(np.clip(canvas + noise, 0, 255).astype(np.uint8))
+    visible = tuple(o for o in scene.objects if (labels == 1 + CLASSES.index(o.name)).sum() >= SMALLEST)
+    return Scene(image, labels, visible, scene.background)
+
+
+# ---------------------------------------------------------------------------------------------------- captions
+
+OPENINGS = ["a photo of", "a picture of", "an image of", "this is", "there is", ""]
+
+
+def caption(scene, seed, index, k=0):
+    """The k-th caption of a scene, drawn from templates: objects in any order, one in seven left out while another is
+    named, a size word six times in ten, the background three times in ten."""
+    rng = np.random.default_rng((seed, index, 1 + k))
+    pick = lambda words, p=None: words[rng.choice(len(words), p=p)]  # noqa: E731
+    named = [o for o in scene.objects if rng.random() > 0.15] or [pick(scene.objects)]
+    words = [pick(OPENINGS, [0.35, 0.13, 0.13, 0.13, 0.13, 0.13])]
+    for i, j in enumerate(rng.permutation(len(named))):
+        words += [pick(["and", "with", "next to"])] if i else []
+        words += [pick(["a", "the", "one"]), named[j].size if rng.random() < 0.6 else "", named[j].name]
+    if rng.random() < 0.3:
+        colour = scene.background.colour if rng.random() < 0.6 else ""
+        words += [pick(["on a", "in front of a", "with a"]), colour, scene.background.pattern, "background"]
+    return " ".join(w for w in words if w)
+
+
+class Scenes(Dataset):
+    """`length` scenes of a split ("train", "validation", "test") and a level as a `Dataset`; rendered when asked for."""
+
+    name, classes = "scenes", CLASSES
+
+    def __init__(self, root=None, split="test", level="plain", colours="typical", length=1000):
+        if split not in SEEDS or level not in LEVELS or colours not in ("typical", "swapped"):
+            raise ValueError(
+                f"scenes: no split {split!r}, level {level!r} or colours {colours!r}; there are splits {list(SEEDS)}, "
+                f"levels {list(LEVELS)} and colours ['typical', 'swapped']"
+            )
+        self.split, self.level, self.colours, self.items = split, level, colours, range(length)
+
+    def example(self, item):
+        scene = sample(SEEDS[self.split], item, self.level, self.colours)
+        return Example(f"{self.split}-{self.level}-{item:06d}", scene.image, scene.masks)
+
+
+def sample(seed, index, level="plain", colours="typical"):
+    """The scene (seed, index): the first of the layouts index, index + 10^9, … that shows an object."""
+    while True:
+        scene = render(layout(seed, index, level, colours))
+        if scene.objects:
+            return scene
+        index += 10**9
