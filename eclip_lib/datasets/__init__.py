@@ -1,23 +1,26 @@
 """Datasets with pixel masks, one registry. A new one is a `Dataset` subclass in a file of its own and a line here."""
 
+from functools import partial
+
 from .base import Dataset, Example
 from .coco import COCO2017
 from .imagenet_s import ImageNetS50
 from .scenes import Scenes
 from .voc import VOC2012
 
-REGISTRY = {"voc2012": VOC2012, "coco2017": COCO2017, "imagenet-s50": ImageNetS50, "scenes": Scenes}
+REGISTRY = {"voc2012": VOC2012, "coco2017": COCO2017, "imagenet-s50": ImageNetS50, "scenes": Scenes,
+            "scenes-cluttered": partial(Scenes, level="cluttered")}  # fmt: skip
 
 
 def load_dataset(name, root=None, limit=None, **options):
     """Open a dataset: a sequence of `Example`s with `.classes`.
 
-    name: "voc2012", "coco2017", "imagenet-s50" or "scenes". root: the folder that holds it (scenes need none). limit: keep
+    name: "voc2012", "coco2017", "imagenet-s50", "scenes" or "scenes-cluttered". root: the folder that holds it (scenes need none). limit: keep
     the first so many. options: the constructor's own (for scenes: split, level, colours, length).
     Raises ValueError for an unknown name or a damaged file, FileNotFoundError that names what is missing."""
     if name not in REGISTRY:
         raise ValueError(f"no dataset {name!r}; there are {', '.join(REGISTRY)}")
-    if root is None and name != "scenes":
+    if root is None and not name.startswith("scenes"):
         raise ValueError(f"{name} needs root=, the folder that holds it; see data/README.md")
     return REGISTRY[name](root, **options).first(limit)
 

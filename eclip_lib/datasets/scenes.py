@@ -4,7 +4,7 @@ A scene is 1 to 3 objects of 16 classes on one of 8 background patterns in 12 co
 that is itself drawn from (seed, index). Two levels come from the same code: `plain`, and `cluttered` (unnamed
 distractors, blotched two-pattern backgrounds, smaller objects), where a mask has something to suppress. Every class has
 its own shape, its own fill pattern and its own pair of typical colours; `colours="swapped"` hands every class the colours
-of another one, which shows how much of the recognition is colour.
+of another one, which shows how much of the recognition is colour, and `colours="mixed"` gives three in ten objects any two.
 
 Deterministic on any machine: arrays only ever see additions, products, comparisons and square roots (exact in IEEE 754),
 and everything that comes from a library's sine or exponential is rounded before it is used.
@@ -33,6 +33,7 @@ TYPICAL = {
     "bolt": ("yellow", "gray"), "flower": ("pink", "green"),
 }  # fmt: skip
 CLASSES = list(TYPICAL)
+COLOURINGS = ["typical", "mixed", "swapped"]
 SEEDS = {"train": 1, "validation": 2, "test": 3}  # the splits are disjoint because their seeds are
 SMALLEST = 240  # visible pixels below which an object is neither labelled nor named
 
@@ -44,7 +45,6 @@ class Level:
     area: tuple[float, float]
     clutter: int = 0
     texture: float = 0.0
-    typical: float = 0.8  # probability that an object wears its class's typical colours
 
 
 LEVELS = {"plain": Level((0.03, 0.5)), "cluttered": Level((0.015, 0.2), clutter=14, texture=0.8)}
@@ -228,8 +228,9 @@ def _object(rng, name, placed, count, level, colours):
             break
     else:
         return None
-    source = {"typical": name, "swapped": CLASSES[(CLASSES.index(name) + 5) % len(CLASSES)]}[colours]
-    pair = TYPICAL[source] if rng.random() < level.typical else rng.choice(list(COLOURS), 2, replace=False)
+    any_two, odd = rng.choice(list(COLOURS), 2, replace=False), rng.random() < 0.3  # drawn always: the rest stays equal
+    other = CLASSES[(CLASSES.index(name) + 5) % len(CLASSES)]
+    pair = {"typical": TYPICAL[name], "mixed": any_two if odd else TYPICAL[name], "swapped": TYPICAL[other]}[colours]
     angle, aspect = round(math.radians(rng.uniform(-25, 25)), 4), round(rng.uniform(0.85, 1.18), 4)
     fill = np.stack([_shade(rng, c, 18) for c in pair])
     return Object(name, x, y, radius, angle, aspect, int(rng.choice([-1, 1])), fill)
@@ -243,9 +244,9 @@ def _distractor(rng):
 
 
 def layout(seed, index, level="plain", colours="typical"):
-    """Draw the layout of scene `index` of `seed`. `level`: "plain" or "cluttered" (or a `Level`); `colours`: "typical" or
-    "swapped"."""
-    level = LEVELS[level] if isinstance(level, str) else level
+    """Draw the layout of scene `index` of `seed`. `level`: one of `LEVELS`; `colours`: one of `COLOURINGS`,
+    which changes nothing but the colours of the objects."""
+    level = LEVELS[level]
     rng = np.random.default_rng((seed, index))
     count = int(rng.choice([1, 2, 3], p=[0.45, 0.35, 0.2]))
     names = [CLASSES[k] for k in rng.choice(len(CLASSES), count, replace=False)]
@@ -350,9 +351,9 @@ def render(scene):
 OPENINGS = ["a photo of", "a picture of", "an image of", "this is", "there is", ""]
 
 
-def caption(scene, seed, index, k=0):
+def caption(scene, seed, index, k=0, background=0.1):
     """The k-th caption of a scene, drawn from templates: objects in any order, one in seven left out while another is
-    named, a size word six times in ten, the background three times in ten."""
+    named, a size word six times in ten, the background with probability `background`."""
     rng = np.random.default_rng((seed, index, 1 + k))
     pick = lambda words, p=None: words[rng.choice(len(words), p=p)]  # noqa: E731
     named = [o for o in scene.objects if rng.random() > 0.15] or [pick(scene.objects)]
@@ -360,7 +361,7 @@ def caption(scene, seed, index, k=0):
     for i, j in enumerate(rng.permutation(len(named))):
         words += [pick(["and", "with", "next to"])] if i else []
         words += [pick(["a", "the", "one"]), named[j].size if rng.random() < 0.6 else "", named[j].name]
-    if rng.random() < 0.3:
+    if rng.random() < background:
         colour = scene.background.colour if rng.random() < 0.6 else ""
         words += [pick(["on a", "in front of a", "with a"]), colour, scene.background.pattern, "background"]
     return " ".join(w for w in words if w)
@@ -372,10 +373,10 @@ class Scenes(Dataset):
     name, classes = "scenes", CLASSES
 
     def __init__(self, root=None, split="test", level="plain", colours="typical", length=1000):
-        if split not in SEEDS or level not in LEVELS or colours not in ("typical", "swapped"):
+        if split not in SEEDS or level not in LEVELS or colours not in COLOURINGS:
             raise ValueError(
                 f"scenes: no split {split!r}, level {level!r} or colours {colours!r}; there are splits {list(SEEDS)}, "
-                f"levels {list(LEVELS)} and colours ['typical', 'swapped']"
+                f"levels {list(LEVELS)} and colours {COLOURINGS}"
             )
         self.split, self.level, self.colours, self.items = split, level, colours, range(length)
 

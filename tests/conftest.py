@@ -1,0 +1,14 @@
+"""Shared fixtures. Real samples lie beside the repository where there are any; tests that need them skip with a reason."""
+
+from pathlib import Path
+
+import pytest
+
+SAMPLES = Path(__file__).parents[2] / "shared" / "samples"
+
+
+@pytest.fixture
+def samples():
+    if not SAMPLES.exists():
+        pytest.skip("the real COCO and VOC samples are not beside this checkout (../shared/samples)")
+    return SAMPLES
