@@ -1,21 +1,31 @@
+"""ECLIP: visual explanations for CLIP. What a notebook imports: `import eclip_lib as eclip`."""
+
+import importlib.util
+from pathlib import Path
+
 import torch
 
 
-def _define_missing_torchvision_operators():
-    # PyPI's torchvision beside a CPU-only torch fails at import because its compiled operators do not load and their
-    # schemas are missing when it registers `nms` and `qnms`. Declaring them is enough: nothing here calls them.
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        if not hasattr(getattr(torch.ops, "torchvision"), name):
+def _declare_missing_torchvision_operators():
+    # PyPI's torchvision is linked against CUDA. Beside a CPU-only torch its operators do not load, and its import fails when it
+    # registers `nms` and `qnms`. Declaring these two is enough (nothing here calls them), and only where loading failed:
+    # elsewhere torchvision declares them itself.
+    try:
+        torch.ops.load_library(next(Path(importlib.util.find_spec("torchvision").origin).parent.glob("_C*")))
+        return None
+    except (OSError, StopIteration):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
+        return library  # the declaration lives as long as this object
 
 
-_torchvision_operators = _define_missing_torchvision_operators()
+_torchvision_operators = _declare_missing_torchvision_operators()
 
-from .clip import Clip, ImageFeatures, Projection, load_clip  # noqa: E402
+from .clip import PROMPT, Clip, ImageFeatures, Projection, load_clip  # noqa: E402
 from .datasets import Dataset, Example, load_dataset  # noqa: E402
 from .evaluation import bootstrap, evaluate, recognize, summarize  # noqa: E402
 from .explainers import explainer  # noqa: E402
 from .itsm import itsm, reverse, similarity  # noqa: E402
 from .metrics import average_precision, best_iou, score_contrast  # noqa: E402
+from .profiles import load_profile  # noqa: E402

@@ -83,6 +83,10 @@ class Projection(nn.Module):
         return pair.requires_grad_(False)
 
 
+def _to_rgb(image):
+    return image.convert("RGB")
+
+
 class Clip:
     """A locked CLIP. Attributes: `network`, `pretrained` (a word for tables and titles), `preprocess` (PIL image ->
     float32 [3, S, S]), `projection` (CLIP's own pair), `logit_scale` (float, the factor on cosines), `device`, `model`
@@ -96,7 +100,7 @@ class Clip:
         self.image_size = side
         self.preprocess = transforms.Compose(
             [
-                lambda image: image.convert("RGB"),
+                _to_rgb,
                 transforms.Resize((side, side), transforms.InterpolationMode.BICUBIC),  # no crop, aspect ratio not kept
                 transforms.ToTensor(),
                 transforms.Normalize(config["mean"], config["std"]),
