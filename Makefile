@@ -1,0 +1,46 @@
+# Everything sets itself up: `make reproduce` and `make test` need Python 3.11 to 3.13 and a package index, no more.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PROFILE ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test results notebooks lint bench demo-models clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 found; name one: make PYTHON=/path/to/python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing the package and its pinned dependencies into .venv (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+setup: $(INSTALLED)  ## create .venv and install everything, once
+
+reproduce: setup  ## run all notebooks of PROFILE (demo) headlessly; says where tables and figures are
+	@$(BIN)/eclip reproduce --profile $(PROFILE)
+
+test: setup  ## tests and notebooks (pytest --nbval)
+	@TQDM_DISABLE=1 $(BIN)/python -m pytest -q
+
+results: setup  ## copy the last run's tables and figures to results/
+	@$(BIN)/eclip promote --profile $(PROFILE)
+
+notebooks: setup  ## execute the committed notebooks in place (demo)
+	@$(BIN)/python -c "from eclip_lib.reproduce import execute_in_place; execute_in_place()"
+
+lint: setup  ## ruff, notebooks included
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bench: setup  ## speed and memory of this machine, as ratios
+	@$(BIN)/eclip bench --out results/benchmarks/foundation.csv
+
+demo-models: setup  ## train the mini CLIPs again (hours on a CPU)
+	@for seed in 0 1 2 3 4; do $(BIN)/python -m eclip_lib.demo_training scenes-ViT-32 --seed $$seed; done
+	@for network in scenes-ViT-16 scenes-RN; do $(BIN)/python -m eclip_lib.demo_training $$network; done
+
+clean:  ## remove what runs wrote (not .venv)
+	rm -rf runs

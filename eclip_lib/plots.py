@@ -1,0 +1,68 @@
+"""Figures: a map over its image, sheets of such overlays, and where the scores of foreground and background lie.
+
+Colours as in the paper: foreground red, background blue (`cmap="cividis"` is safe for every eye)."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+
+CMAP = "jet"
+
+
+def overlay(image, heat=None, ax=None, title=None, cmap=CMAP, alpha=0.5):
+    """Draw an image (PIL) and over it a map: [H, W] in [0, 1], float or bool, array or tensor. Returns the axes."""
+    ax = ax or plt.gca()
+    ax.imshow(image)
+    if heat is not None:
+        ax.imshow(np.asarray(heat, dtype=float), cmap=cmap, vmin=0, vmax=1, alpha=alpha)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title or "", fontsize=9)
+    return ax
+
+
+def sheet(rows, columns, names=None, cmap=CMAP, size=1.5):
+    """A sheet of overlays. rows: a list of (image, or one image a column; [map or None for each column]); columns: their
+    titles; names: a label for each row. Returns the figure."""
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=(size * len(columns), size * len(rows)), squeeze=False)
+    for i, (image, maps) in enumerate(rows):
+        for j, heat in enumerate(maps):
+            overlay(image[j] if isinstance(image, list) else image, heat, axes[i, j], columns[j] if i == 0 else None, cmap)
+        if names:
+            axes[i, 0].set_ylabel(names[i], fontsize=9)
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def score_distribution(histograms, title=None):
+    """Where along the ITSM foreground and background pixels lie, one panel a network.
+
+    histograms: {name: (foreground [k], background [k])}, shares of pixels in k equal bins of [0, 1]. Returns the figure."""
+    figure, axes = plt.subplots(1, len(histograms), figsize=(3 * len(histograms), 2.6), sharey=True, squeeze=False)
+    for ax, (name, pair) in zip(axes[0], histograms.items(), strict=True):
+        for label, colour, shares in zip(("foreground", "background"), ("tab:red", "tab:blue"), pair, strict=True):
+            ax.stairs(shares, np.linspace(0, 1, len(shares) + 1), fill=True, alpha=0.45, color=colour, label=label)
+        ax.set(title=name, xlabel="score in the map", xlim=(0, 1))
+    axes[0, 0].set_ylabel("share of pixels")
+    axes[0, -1].legend(frameon=False, fontsize=8)
+    figure.suptitle(title or "", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def intervals(table, value, label, group="dataset", name="network", reference=0, ax=None):
+    """Dots with 95 % intervals: columns `value`, `value`_low, `value`_high of a table, one row a `name`, one colour a `group`.
+    A dashed line marks `reference`. Returns the axes."""
+    ax = ax or plt.subplots(figsize=(6, 2.6))[1]
+    names = list(dict.fromkeys(table[name]))
+    groups = list(dict.fromkeys(table[group]))
+    for k, part in enumerate(groups):
+        rows = table[table[group] == part]
+        x = [names.index(n) + (k - (len(groups) - 1) / 2) * 0.2 for n in rows[name]]
+        below, above = rows[value] - rows[f"{value}_low"], rows[f"{value}_high"] - rows[value]
+        ax.errorbar(x, rows[value], [below, above], fmt="o", capsize=3, color=sns.color_palette()[k], label=part)
+    ax.axhline(reference, color="gray", linestyle="--", linewidth=1)
+    ax.set_xticks(range(len(names)), names, fontsize=8)
+    ax.set(ylabel=label)
+    ax.legend(frameon=False, fontsize=8)
+    ax.figure.tight_layout()
+    return ax

@@ -1,0 +1,147 @@
+"""Profiles: which networks, weights, datasets and device a run uses, and where its tables and figures go.
+
+`demo` and `paper` are YAML files beside this one; a profile may also be the path of another file of that form."""
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+
+from ..clip import load_clip
+from ..datasets import REGISTRY, load_dataset
+
+REPOSITORY = Path(__file__).parents[2]
+UNCHANGED = "profile"  # a parameter's value that means: as the profile says
+
+
+@dataclass
+class Profile:
+    """One run's settings. `changed` names those that differ from the profile's file; `out` is the folder that is written."""
+
+    name: str
+    networks: list[str]
+    pretrained: str | None
+    datasets: list[str]
+    replicates: dict[str, list[str]]
+    root: str | None
+    limit: int | None
+    batch_size: int
+    workers: int
+    device: str
+    seed: int
+    out: Path
+    changed: list[str] = field(default_factory=list)
+
+    def load_clip(self, network, pretrained=UNCHANGED):
+        """The network with the profile's weights, on the profile's device."""
+        return load_clip(network, self.pretrained if pretrained == UNCHANGED else pretrained, self.device)
+
+    def load_dataset(self, name, limit=UNCHANGED):
+        """A dataset under `root`: one folder for all, or "name=folder,name=folder"."""
+        root = self.root
+        if root is not None and "=" in str(root):
+            root = dict(part.split("=", 1) for part in str(root).split(",")).get(name)
+        return load_dataset(name, root, self.limit if limit == UNCHANGED else limit)
+
+    def title(self, network):
+        """The network's name for tables and figures; random weights say so."""
+        return f"{network} (random weights)" if self.pretrained is None else network
+
+    def path(self, kind, name):
+        """`out`/tables/name.csv or `out`/figures/name.png; the folder is made."""
+        path = self.out / kind / f"{name}.{'csv' if kind == 'tables' else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def save_table(self, table, name):
+        """Write a table of this run (index included where it is named) as CSV and return it."""
+        partial = (path := self.path("tables", name)).with_suffix(f".{os.getpid()}.partial")
+        table.to_csv(partial, index=table.index.names != [None], float_format="%.4f")
+        os.replace(partial, path)
+        return table
+
+    def save_figure(self, figure, name):
+        """Write a matplotlib figure of this run as PNG."""
+        figure.savefig(self.path("figures", name), dpi=110, bbox_inches="tight", metadata={"Software": None})
+
+    def check(self, name, tolerance):
+        """The regression cell: compare this run's table with the committed one, every numeric column of it.
+
+        Returns one line that says so. Raises AssertionError where a number is off by more than `tolerance` or rows differ."""
+        if self.changed:
+            return f"{name}: not compared, this run has its own {', '.join(self.changed)}"
+        committed = REPOSITORY / "results" / self.name / "tables" / f"{name}.csv"
+        if not committed.exists():
+            return f"{name}: no committed table of profile {self.name} to compare with"
+        ours, theirs = pd.read_csv(self.path("tables", name)), pd.read_csv(committed)
+        numbers = theirs.select_dtypes("number").columns
+        rest = theirs.columns.difference(numbers)
+        assert list(ours.columns) == list(theirs.columns) and len(ours) == len(theirs), f"{name}: other rows or columns than {committed}"
+        assert ours[rest].equals(theirs[rest]), f"{name}: other row names than {committed}"
+        off = (ours[numbers] - theirs[numbers]).abs()
+        bad = (off > tolerance) | (ours[numbers].isna() != theirs[numbers].isna())
+        if bad.to_numpy().any():
+            row, column = next((r, c) for r in bad.index for c in numbers if bad.loc[r, c])
+            raise AssertionError(
+                f"{name}: {int(bad.to_numpy().sum())} numbers differ by more than {tolerance} from results/{self.name}; "
+                f"row {row}, {column}: {ours.loc[row, column]} here, {theirs.loc[row, column]} committed"
+            )
+        return f"{name}: {len(ours)} rows agree with results/{self.name} within {tolerance}"
+
+
+def _listed(value):
+    return [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else list(value)
+
+
+def load_profile(profile="demo", **parameters):
+    """Open a profile by name or path; `parameters` replace its settings where they are neither None nor "profile".
+
+    `networks` and `datasets` may be comma-separated strings (papermill passes scalars). `pretrained`: "profile" keeps the
+    profile's; None, "null", "none" or "random" means random weights. Raises ValueError, FileNotFoundError."""
+    path = Path(__file__).parent / f"{profile}.yaml" if str(profile) in ("demo", "paper") else Path(profile)
+    if not path.is_file():
+        raise FileNotFoundError(f"no profile {str(profile)!r}; there are demo, paper, or give the path of a YAML file")
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not readable YAML: {error}") from error
+    known = {f.name for f in fields(Profile)} - {"name", "out", "changed"}
+    if not isinstance(settings, dict) or set(settings) != known:
+        wrong = sorted(set(settings or ()) ^ known)
+        raise ValueError(f"{path}: unknown or missing keys {wrong}; a profile has exactly {sorted(known)}")
+    unknown = sorted(set(parameters) - known - {"out"})
+    if unknown:
+        raise ValueError(f"a profile has no parameter {unknown[0]!r}; it has {sorted(known | {'out'})}")
+    given = {name: value for name, value in parameters.items() if value != UNCHANGED and (value is not None or name == "pretrained")}
+    out = Path(given.pop("out", None) or REPOSITORY / "runs" / path.stem)
+    before = dict(settings)
+    settings |= given
+    for name in ("networks", "datasets"):
+        settings[name] = _listed(settings[name])
+    if str(settings["pretrained"]).lower() in ("none", "null", "random"):
+        settings["pretrained"] = None
+    if settings["root"] and "=" not in str(settings["root"]) and "root" not in given:
+        settings["root"] = str(REPOSITORY / settings["root"])  # a profile's own folder is the repository's
+    if set(settings["networks"]) != set(before["networks"]) or settings["pretrained"] != before["pretrained"]:
+        settings["replicates"] = {}
+    result = Profile(name=path.stem, out=out, **settings)
+    result.changed = [name for name in given if settings[name] != before[name]]
+    return _checked(result, path)
+
+
+def _checked(profile, path):
+    for name in profile.datasets:
+        if name not in REGISTRY:
+            raise ValueError(f"{path}: no dataset {name!r}; there are {', '.join(REGISTRY)}")
+    for name, least in (("batch_size", 1), ("workers", 0), ("limit", 1), ("seed", 0)):
+        value = getattr(profile, name)
+        if not (value is None and name == "limit") and (not isinstance(value, int) or value < least):
+            raise ValueError(f"{path}: {name} must be a whole number of at least {least}, not {value!r}")
+    if not profile.networks or not profile.datasets:
+        raise ValueError(f"{path}: name at least one network and one dataset")
+    if profile.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"{path}: device {profile.device!r}, but torch sees no CUDA device here; -p device cpu runs without one")
+    return profile
