@@ -53,7 +53,9 @@ def itsm_throughput(device="cpu", network="ViT-B-16", batch=32, texts=80, rounds
 
 def loop_of_comparisons(similarity, mask):
     """What `scoring` is measured against: resize, min-max, 101 comparisons and the contrast of one map in NumPy."""
-    resized = F.interpolate(torch.from_numpy(similarity)[None, None], mask.shape, mode="bilinear", align_corners=False)[0, 0].numpy()
+    resized = F.interpolate(torch.from_numpy(similarity)[None, None], mask.shape, mode="bilinear", align_corners=False)[
+        0, 0
+    ].numpy()
     low, high = resized.min(), resized.max()
     heat = (resized - low) / max(high - low, np.finfo(np.float32).tiny)
     best, where = -1.0, None
@@ -109,5 +111,9 @@ def evaluation_memory(small=200, large=2000):
 def bench(device="cpu"):
     """All measurements -> DataFrame: what, unit, ours, reference, ratio, target, device."""
     table = pd.DataFrame([itsm_throughput(device), scoring(), evaluation_memory()])
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name()
+        if device.startswith("cuda")
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    )
     return table.assign(device=name).round({"ours": 2, "reference": 2, "ratio": 3})

@@ -30,7 +30,15 @@ def reproduce(
     from . import reproduce as runner
     from .profiles import load_profile
 
-    parameters = {"networks": networks, "datasets": datasets, "root": root, "limit": limit, "device": device, "seed": seed, "out": out}
+    parameters = {
+        "networks": networks,
+        "datasets": datasets,
+        "root": root,
+        "limit": limit,
+        "device": device,
+        "seed": seed,
+        "out": out,
+    }
     parameters = {name: value for name, value in parameters.items() if value is not None}
     parameters |= {} if pretrained == "profile" else {"pretrained": pretrained}
     settings, only = load_profile(profile, **parameters), None
@@ -84,7 +92,8 @@ def evaluate(
                 out.mkdir(parents=True, exist_ok=True)
                 rows.to_csv(out / f"{method}-{network}-{name}.csv", index=False)
             s = eclip.summarize(rows, seed=run.seed)
-            print(f"{run.title(network)} {name} {method}: mIoU {s.mIoU:.2f} (floor {s.floor:.2f}) mSC {s.mSC:.2f}, {s.images:.0f} images")
+            numbers = f"mIoU {s.mIoU:.2f} (floor {s.floor:.2f}) mSC {s.mSC:.2f}, {s.images:.0f} images"
+            print(f"{run.title(network)} {name} {method}: {numbers}")
 
 
 @app.command()

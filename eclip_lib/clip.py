@@ -225,7 +225,9 @@ def load_clip(network, pretrained="default", device="cpu"):
         else:
             model, label = _from_tag(network, pretrained), pretrained
         if not isinstance(model.visual, (VisionTransformer, ModifiedResNet)) or not hasattr(model, "text_projection"):
-            raise ValueError(f"{network}: only CLIPs with OpenAI's architectures (VisionTransformer, ModifiedResNet) are supported")
+            raise ValueError(
+                f"{network}: only CLIPs with OpenAI's architectures (VisionTransformer, ModifiedResNet) are supported"
+            )
         if isinstance(model.visual, VisionTransformer) and (model.visual.attn_pool or model.visual.pool_type != "tok"):
             raise ValueError(f"{network}: its image encoder does not pool through a class token")
         tokenizer = open_clip.get_tokenizer(network)
@@ -233,7 +235,9 @@ def load_clip(network, pretrained="default", device="cpu"):
 
 
 def _is_path(pretrained):
-    return isinstance(pretrained, Path) or Path(pretrained).suffix in (".pt", ".pth", ".bin", ".safetensors") or "/" in pretrained
+    return (
+        isinstance(pretrained, Path) or Path(pretrained).suffix in (".pt", ".pth", ".bin", ".safetensors") or "/" in pretrained
+    )
 
 
 def _from_tag(network, tag):
@@ -256,7 +260,9 @@ def _from_file(network, path):
     if bad:
         raise ValueError(f"{path}: weights that are not finite numbers in {', '.join(bad[:3])}")
     try:
-        model.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()})
+        model.load_state_dict(
+            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        )
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit {network}: {str(error).splitlines()[1].strip()}") from error
     return model

@@ -34,7 +34,14 @@ NETWORKS = {
 @cache
 def words():
     """Every word a caption of a scene can contain, in alphabetical order."""
-    phrases = [*scenes.OPENINGS, "a photo of the", "and with next to", "a the one", "small big", "on a in front of a with a background"]
+    phrases = [
+        *scenes.OPENINGS,
+        "a photo of the",
+        "and with next to",
+        "a the one",
+        "small big",
+        "on a in front of a with a background",
+    ]
     return sorted({w for p in [*phrases, *scenes.CLASSES, *scenes.COLOURS, *scenes.PATTERNS] for w in p.split()})
 
 
@@ -65,7 +72,9 @@ def checkpoint(network, tag="default"):
     if tag == "default" and tags:
         tag = tags[0]
     if tag not in tags:
-        raise ValueError(f"{network} has no bundled checkpoint {tag!r}; it has {tags}. A path or None (random weights) works too.")
+        raise ValueError(
+            f"{network} has no bundled checkpoint {tag!r}; it has {tags}. A path or None (random weights) works too."
+        )
     return FOLDER / f"{network}-{tag}.safetensors"
 
 

@@ -16,7 +16,6 @@ import shutil
 import time
 from pathlib import Path
 
-import open_clip
 import torch
 from safetensors.torch import save_file
 
@@ -26,9 +25,10 @@ from .datasets import load_dataset, scenes
 from .datasets.captions import write_scenes
 
 SCENES, LEVELS = 100_000, ("plain", "cluttered")
-RECIPE = {"batch-size": 64, "opt": "timm/nmuon", "lr": 2e-3, "wd": 0.1, "beta1": 0.9, "beta2": 0.98, "eps": 1e-6, "warmup": 100,
-          "grad-clip-norm": 1.0, "precision": "fp32"}  # fmt: skip
-NETWORKS = {"scenes-ViT-32": RECIPE, "scenes-ViT-16": RECIPE | {"precision": "amp_bf16"}, "scenes-RN": RECIPE | {"precision": "amp_bf16"}}
+RECIPE = {"train-num-samples": SCENES, "batch-size": 64, "opt": "timm/nmuon", "lr": 2e-3, "wd": 0.1, "beta1": 0.9, "beta2": 0.98,
+          "eps": 1e-6, "warmup": 100, "grad-clip-norm": 1.0, "precision": "fp32"}  # fmt: skip
+NETWORKS = {"scenes-ViT-32": RECIPE, "scenes-ViT-16": RECIPE | {"precision": "amp_bf16"},
+            "scenes-RN": RECIPE | {"precision": "amp_bf16", "train-num-samples": 48_000}}  # fmt: skip
 HELD_OUT = [(level, colours) for level in scenes.LEVELS for colours in scenes.COLOURINGS]
 
 
@@ -44,13 +44,15 @@ def run_trainer(network, seed, folder):
         shards = write_scenes(Path(folder, "scenes"), SCENES, levels=LEVELS)
         arguments = {
             "model": network, "seed": seed, "train-data": f"{shards[0].parent}/{{00000..{len(shards) - 1:05d}}}.tar", "workers": 1,
-            "dataset-type": "webdataset", "train-num-samples": SCENES, "epochs": 1, "logs": folder, "name": name, "device": "cpu",
+            "dataset-type": "webdataset", "epochs": 1, "logs": folder, "name": name, "device": "cpu",
             "log-every-n-steps": 50, **NETWORKS[network],
         }  # fmt: skip
         words = [str(word) for key, value in arguments.items() for word in (f"--{key}", value)]
         main([*words, "--aug-cfg", "scale=(1.0,1.0)", "ratio=(1.0,1.0)"])
     text = log.read_text()
-    stamps = [time.mktime(time.strptime(t, "%Y-%m-%d,%H:%M:%S")) for t in re.findall(r"^(\S+) \| INFO \| Train Epoch", text, re.M)]
+    stamps = [
+        time.mktime(time.strptime(t, "%Y-%m-%d,%H:%M:%S")) for t in re.findall(r"^(\S+) \| INFO \| Train Epoch", text, re.M)
+    ]
     return last, stamps[-1] - stamps[0], text
 
 
@@ -74,9 +76,11 @@ def train(network, seed, folder="runs/demo_training"):
     save_file({name: t.half().contiguous() if t.is_floating_point() else t for name, t in state.items()}, str(path))
     card = {
         "network": network, "seed": seed, "command": f"python -m eclip_lib.demo_training {network} --seed {seed}",
-        "data": f"{SCENES} scenes of seed {scenes.SEEDS['train']}, levels {' and '.join(LEVELS)} in turn, one caption each, one pass",
+        "data": f"{NETWORKS[network]['train-num-samples']} of {SCENES} scenes of seed {scenes.SEEDS['train']}, once each; levels "
+        f"{' and '.join(LEVELS)} in turn, typical colours, one caption each",
         "recipe": NETWORKS[network], "wall_seconds": round(seconds),
-        "machine": f"{platform.machine()} CPU, 1 of {os.cpu_count()} cores, torch {torch.__version__}, open_clip {open_clip.__version__}",
+        "machine": f"{platform.machine()} CPU, 1 of {os.cpu_count()} cores, torch {torch.__version__}",
+        "tried": "data/demo/README.md lists every world and recipe that was tried",
         "parameters": sum(t.numel() for t in state.values()),
         "final_loss": round(sum(curve[-5:]) / 5, 3), "loss_every_50_steps": curve,
         "zero_shot_mAP": {split: held_out(network, path, split) for split in ("validation", "test")},

@@ -80,7 +80,11 @@ def replicate_table(run, rows):
             clip = run.load_clip(network, tag)
             for name in run.datasets:
                 again = rows.get((network, name)) if tag == tags[0] else None
-                part = evaluate(explainer("clip", clip), run.load_dataset(name), clip, run.workers, run.batch_size) if again is None else again
+                part = (
+                    evaluate(explainer("clip", clip), run.load_dataset(name), clip, run.workers, run.batch_size)
+                    if again is None
+                    else again
+                )
                 lines.append({"dataset": name, "network": network, "training": tag, **summarize(part, seed=run.seed)[MEASURES]})
     return pd.DataFrame(lines)
 
@@ -155,7 +159,9 @@ def opposite_shares(run, rows):
 
 
 def _sign(low, high):
-    return "opposite (mSC below 0)" if high < 0 else "as one expects (mSC above 0)" if low > 0 else "undecided (interval holds 0)"
+    return (
+        "opposite (mSC below 0)" if high < 0 else "as one expects (mSC above 0)" if low > 0 else "undecided (interval holds 0)"
+    )
 
 
 def verdict(table, over_seeds):

@@ -91,7 +91,9 @@ def _score(size, group, normalize):
     void = None
     if any(v is not None for *_, v in group):
         empty = torch.zeros(size, dtype=torch.bool)
-        void = torch.cat([(empty if v is None else v).expand(n, *size) for n, (*_, v) in zip(counts, group, strict=True)]).to(device)
+        void = torch.cat([(empty if v is None else v).expand(n, *size) for n, (*_, v) in zip(counts, group, strict=True)]).to(
+            device
+        )
     valid = torch.ones_like(masks) if void is None else ~void
     foreground = (masks & valid).sum((1, 2)) / valid.sum((1, 2))
     columns = [*best_iou(maps, masks, void), score_contrast(maps, masks, void), foreground]

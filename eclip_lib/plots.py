@@ -16,7 +16,7 @@ def overlay(image, heat=None, ax=None, title=None, cmap=CMAP, alpha=0.5):
     if heat is not None:
         ax.imshow(np.asarray(heat, dtype=float), cmap=cmap, vmin=0, vmax=1, alpha=alpha)
     ax.set(xticks=[], yticks=[])
-    ax.set_title(title or "", fontsize=9)
+    ax.set_title(title or "", fontsize=8)
     return ax
 
 

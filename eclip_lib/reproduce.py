@@ -67,7 +67,12 @@ def _execute(path, target, mark, key, parameters):
     begin, partial = time.time(), target.with_suffix(".partial.ipynb")
     try:
         papermill.execute_notebook(
-            str(path), str(partial), parameters=parameters, cwd=os.getcwd(), kernel_name="python3", progress_bar={"desc": path.stem}
+            str(path),
+            str(partial),
+            parameters=parameters,
+            cwd=os.getcwd(),
+            kernel_name="python3",
+            progress_bar={"desc": path.stem},
         )
     except Exception as error:
         os.replace(partial, target) if partial.exists() else None  # the half-executed notebook shows where it failed

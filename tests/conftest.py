@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+import eclip_lib  # noqa: F401  first of all: it lets torchvision be imported beside a CPU-only torch
+
 SAMPLES = Path(__file__).parents[2] / "shared" / "samples"
 
 

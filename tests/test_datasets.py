@@ -90,7 +90,9 @@ def broken(kind, root):
         Image.fromarray(np.full((224, 224), 77, np.uint8)).save(label)
 
 
-@pytest.mark.parametrize("kind", ["no image", "no listing", "empty listing", "truncated image", "small mask", "colour mask", "unknown label"])
+@pytest.mark.parametrize(
+    "kind", ["no image", "no listing", "empty listing", "truncated image", "small mask", "colour mask", "unknown label"]
+)
 def test_a_damaged_voc_tree_names_the_file(tmp_path, examples, kind):
     write_voc(tmp_path, examples)
     broken(kind, tmp_path)

@@ -45,7 +45,10 @@ def slow_rows(clip, dataset):
             cells = eclip.similarity(clip.encode_image(clip.preprocess(e.image)[None]), text, clip.projection)
             heat = eclip.itsm(cells, mask.shape)[0, 0].numpy()
             valid = np.ones_like(mask) if e.void is None else ~e.void
-            iou = [((heat >= np.float32(k / 100)) & mask & valid).sum() / (((heat >= np.float32(k / 100)) | mask) & valid).sum() for k in range(101)]
+            iou = [
+                ((heat >= np.float32(k / 100)) & mask & valid).sum() / (((heat >= np.float32(k / 100)) | mask) & valid).sum()
+                for k in range(101)
+            ]
             inside, outside = heat[mask & valid], heat[~mask & valid]
             contrast = inside.mean(dtype=float) - outside.mean(dtype=float) if len(outside) else np.nan
             yield e.image_id, name, max(iou), np.argmax(iou) / 100, contrast, (mask & valid).sum() / valid.sum()

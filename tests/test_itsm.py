@@ -36,7 +36,9 @@ def test_similarity_is_equation_4():
 def test_a_pair_reads_the_features_it_was_made_for():
     text, other = torch.randn(3, 4), torch.randn(2, 6, 6)
     f = features(feature_map=other)
-    np.testing.assert_allclose(eclip.similarity(f, text, pair("feature_map")), slow_similarity(other, text, pair(), f.grid), atol=1e-6)
+    np.testing.assert_allclose(
+        eclip.similarity(f, text, pair("feature_map")), slow_similarity(other, text, pair(), f.grid), atol=1e-6
+    )
     np.testing.assert_allclose(eclip.similarity(f, text, pair()), slow_similarity(f.tokens, text, pair(), f.grid), atol=1e-6)
 
 

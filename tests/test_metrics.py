@@ -65,7 +65,9 @@ def test_empty_mask_has_no_iou_and_no_contrast():
 def test_score_contrast_is_the_difference_of_two_means():
     for heat, mask, void in cases():
         slow = heat[mask & ~void].mean(dtype=np.float64) - heat[~mask & ~void].mean(dtype=np.float64)
-        assert eclip.score_contrast(torch.tensor(heat), torch.tensor(mask), torch.tensor(void)).item() == pytest.approx(slow, abs=1e-6)
+        assert eclip.score_contrast(torch.tensor(heat), torch.tensor(mask), torch.tensor(void)).item() == pytest.approx(
+            slow, abs=1e-6
+        )
 
 
 def test_reversed_map_has_the_opposite_contrast():  # acceptance test of Eq. 10 (the paper's Table 2 obeys it)
@@ -91,5 +93,7 @@ def test_bad_input_is_refused(maps, masks, message):
 
 def test_average_precision_by_hand():
     # ranked: positive, negative, positive -> (1/1 + 2/3) / 2
-    result = eclip.average_precision(torch.tensor([[0.9, 0.1], [0.5, 0.2], [0.1, 0.3]]), torch.tensor([[1, 0], [0, 0], [1, 0]]).bool())
+    result = eclip.average_precision(
+        torch.tensor([[0.9, 0.1], [0.5, 0.2], [0.1, 0.3]]), torch.tensor([[1, 0], [0, 0], [1, 0]]).bool()
+    )
     assert result[0] == pytest.approx(5 / 6) and np.isnan(result[1])

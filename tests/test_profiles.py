@@ -8,7 +8,9 @@ from eclip_lib import profiles
 
 
 def test_parameters_replace_settings_and_are_remembered(tmp_path):
-    run = eclip.load_profile("demo", networks="RN50, ViT-B-32", datasets="coco2017", root="/a", pretrained=None, limit=3, out=str(tmp_path))
+    run = eclip.load_profile(
+        "demo", networks="RN50, ViT-B-32", datasets="coco2017", root="/a", pretrained=None, limit=3, out=str(tmp_path)
+    )
     assert run.networks == ["RN50", "ViT-B-32"] and run.pretrained is None and run.out == tmp_path and run.replicates == {}
     assert set(run.changed) == {"networks", "datasets", "root", "pretrained", "limit"}
     assert run.title("RN50") == "RN50 (random weights)"
@@ -36,7 +38,11 @@ def test_a_profile_may_be_a_file_of_ones_own(tmp_path):
 def test_mistakes_in_a_file_are_named(tmp_path, line, message):
     path = tmp_path / "bad.yaml"
     key = line.split(":")[0]
-    kept = [x for x in (profiles.REPOSITORY / "eclip_lib/profiles/demo.yaml").read_text().splitlines() if not x.startswith(f"{key}:")]
+    kept = [
+        x
+        for x in (profiles.REPOSITORY / "eclip_lib/profiles/demo.yaml").read_text().splitlines()
+        if not x.startswith(f"{key}:")
+    ]
     path.write_text("\n".join([*kept, line]))
     with pytest.raises(ValueError, match=message) as error:
         eclip.load_profile(path)

@@ -16,7 +16,9 @@ def digest(level, colours):
 
 
 def test_scenes_are_the_same_on_every_machine():  # digests written down on x86-64 with NumPy 2.4 and Pillow 13
-    assert {f"{level}, {colours}": digest(level, colours) for level in scenes.LEVELS for colours in scenes.COLOURINGS} == DIGESTS
+    assert {
+        f"{level}, {colours}": digest(level, colours) for level in scenes.LEVELS for colours in scenes.COLOURINGS
+    } == DIGESTS
 
 
 def test_splits_are_disjoint_and_any_order_gives_the_same_scene():

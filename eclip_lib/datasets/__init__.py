@@ -15,8 +15,8 @@ REGISTRY = {"voc2012": VOC2012, "coco2017": COCO2017, "imagenet-s50": ImageNetS5
 def load_dataset(name, root=None, limit=None, **options):
     """Open a dataset: a sequence of `Example`s with `.classes`.
 
-    name: "voc2012", "coco2017", "imagenet-s50", "scenes" or "scenes-cluttered". root: the folder that holds it (scenes need none). limit: keep
-    the first so many. options: the constructor's own (for scenes: split, level, colours, length).
+    name: "voc2012", "coco2017", "imagenet-s50", "scenes" or "scenes-cluttered". root: the folder that holds it (scenes need
+    none). limit: keep the first so many. options: the constructor's own (for scenes: split, level, colours, length).
     Raises ValueError for an unknown name or a damaged file, FileNotFoundError that names what is missing."""
     if name not in REGISTRY:
         raise ValueError(f"no dataset {name!r}; there are {', '.join(REGISTRY)}")

@@ -59,7 +59,9 @@ def read_image(path, mode="RGB"):
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}); download it again or remove it from the list") from error
+        raise ValueError(
+            f"{path} cannot be read as an image ({error}); download it again or remove it from the list"
+        ) from error
 
 
 def check_size(mask, image, path):

@@ -322,7 +322,9 @@ def _paint_object(canvas, labels, o, outlines, scale=3):
         draw.polygon(corners, fill=255 if add else 0)
     alpha = np.asarray(stencil.reduce(scale), np.float32) / 255
     box = np.s_[y0:y1, x0:x1]
-    u, v = _rotate((_X[box] - np.float32(o.x)) / np.float32(o.radius), (_Y[box] - np.float32(o.y)) / np.float32(o.radius), o.angle)
+    u, v = _rotate(
+        (_X[box] - np.float32(o.x)) / np.float32(o.radius), (_Y[box] - np.float32(o.y)) / np.float32(o.radius), o.angle
+    )
     second = FILLS[o.name](u / np.float32(o.aspect) * o.flip, v * np.float32(o.aspect))[..., None]
     alpha = alpha[..., None]
     canvas[box] = canvas[box] * (1 - alpha) + np.where(second, o.colours[1], o.colours[0]) * alpha

@@ -57,7 +57,9 @@ class Profile:
         return path
 
     def save_table(self, table, name):
-        """Write a table of this run (index included where it is named) as CSV and return it."""
+        """Write a table of this run (index included where it is named) as CSV and return it; an empty one is not written."""
+        if table.empty:
+            return table
         partial = (path := self.path("tables", name)).with_suffix(f".{os.getpid()}.partial")
         table.to_csv(partial, index=table.index.names != [None], float_format="%.4f")
         os.replace(partial, path)
@@ -74,12 +76,14 @@ class Profile:
         if self.changed:
             return f"{name}: not compared, this run has its own {', '.join(self.changed)}"
         committed = REPOSITORY / "results" / self.name / "tables" / f"{name}.csv"
-        if not committed.exists():
+        if not committed.exists():  # also a table that this profile leaves empty
             return f"{name}: no committed table of profile {self.name} to compare with"
         ours, theirs = pd.read_csv(self.path("tables", name)), pd.read_csv(committed)
         numbers = theirs.select_dtypes("number").columns
         rest = theirs.columns.difference(numbers)
-        assert list(ours.columns) == list(theirs.columns) and len(ours) == len(theirs), f"{name}: other rows or columns than {committed}"
+        assert list(ours.columns) == list(theirs.columns) and len(ours) == len(theirs), (
+            f"{name}: other rows or columns than {committed}"
+        )
         assert ours[rest].equals(theirs[rest]), f"{name}: other row names than {committed}"
         off = (ours[numbers] - theirs[numbers]).abs()
         bad = (off > tolerance) | (ours[numbers].isna() != theirs[numbers].isna())
@@ -115,7 +119,9 @@ def load_profile(profile="demo", **parameters):
     unknown = sorted(set(parameters) - known - {"out"})
     if unknown:
         raise ValueError(f"a profile has no parameter {unknown[0]!r}; it has {sorted(known | {'out'})}")
-    given = {name: value for name, value in parameters.items() if value != UNCHANGED and (value is not None or name == "pretrained")}
+    given = {
+        name: value for name, value in parameters.items() if value != UNCHANGED and (value is not None or name == "pretrained")
+    }
     out = Path(given.pop("out", None) or REPOSITORY / "runs" / path.stem)
     before = dict(settings)
     settings |= given
@@ -143,5 +149,7 @@ def _checked(profile, path):
     if not profile.networks or not profile.datasets:
         raise ValueError(f"{path}: name at least one network and one dataset")
     if profile.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"{path}: device {profile.device!r}, but torch sees no CUDA device here; -p device cpu runs without one")
+        raise ValueError(
+            f"{path}: device {profile.device!r}, but torch sees no CUDA device here; -p device cpu runs without one"
+        )
     return profile
