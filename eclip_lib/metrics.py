@@ -13,16 +13,19 @@ def _check(maps, masks, void):
         raise ValueError(f"maps, masks and void must have one shape, not {sorted(shapes)}")
     if masks.dtype != torch.bool or (void is not None and void.dtype != torch.bool):
         raise ValueError("masks and void must be bool")
-    if maps.numel() and not (maps.min() >= 0 and maps.max() <= 1):  # false for nan as well
+    low, high = maps.aminmax() if maps.numel() else (0, 1)
+    if not (low >= 0 and high <= 1):  # false for nan as well
         raise ValueError("maps must lie in [0, 1]; itsm() gives such maps")
 
 
 def _levels(maps):
-    """How many of the thresholds float32(k/100), k = 1 … 100, each value reaches: the largest k with value >= k/100."""
-    level = (maps * STEPS).floor_()
-    level -= (maps < level / STEPS).float()  # the product may have been rounded up across a threshold …
-    level += (maps >= (level + 1) / STEPS).float()  # … or down
-    return level.clamp_(max=STEPS).to(torch.int16)
+    """How many of the thresholds float32(k/100), k = 1 … 100, each float32 value reaches: the largest k with value >= threshold.
+
+    A threshold is the float32 nearest to k/100, so a value reaches it just when the midpoint between the value and the next
+    float32 lies above k/100. Half a float32 step is bit 28 of a float64, and 100 times the midpoint is exact there."""
+    middle = maps.float().double()
+    middle.view(torch.int64).add_(1 << 28)
+    return middle.mul_(STEPS).to(torch.int32)
 
 
 def best_iou(maps, masks, void=None):
@@ -34,11 +37,10 @@ def best_iou(maps, masks, void=None):
     _check(maps, masks, void)
     shape, pixels = maps.shape[:-2], maps.shape[-2] * maps.shape[-1]
     count, bins = maps.numel() // max(pixels, 1), STEPS + 1
-    code = _levels(maps.float()).reshape(count, pixels)
-    code += masks.reshape(count, pixels) * bins
+    code = _levels(maps).reshape(count, pixels).add_(masks.reshape(count, pixels), alpha=bins)
     if void is not None:
-        code = torch.where(void.reshape(count, pixels), 2 * bins, code)
-    code = code.int() + torch.arange(count, device=maps.device, dtype=torch.int32)[:, None] * (2 * bins + 1)
+        code.masked_fill_(void.reshape(count, pixels), 2 * bins)
+    code += torch.arange(count, device=maps.device, dtype=torch.int32)[:, None] * (2 * bins + 1)
     histogram = torch.bincount(code.flatten(), minlength=count * (2 * bins + 1)).reshape(count, -1)
     background, foreground = histogram[:, :bins], histogram[:, bins : 2 * bins]
     # pixels at level k or above are the prediction at threshold k/100
@@ -57,13 +59,12 @@ def score_contrast(maps, masks, void=None):
     maps: [..., H, W] in [0, 1]. masks, void: bool [..., H, W]. Returns [...] float64 in [-1, 1]; nan where there is no
     foreground or no background pixel."""
     _check(maps, masks, void)
-    background = ~masks if void is None else ~(masks | void)
-    foreground = masks if void is None else masks & ~void
-
-    def mean(where):
-        return (maps * where).sum((-2, -1), dtype=torch.float64) / where.sum((-2, -1))
-
-    return mean(foreground) - mean(background)
+    valid = None if void is None else ~void
+    foreground = masks if void is None else masks & valid
+    everything = (maps if void is None else maps * valid).sum((-2, -1), dtype=torch.float64)
+    pixels = maps.shape[-2] * maps.shape[-1] if void is None else valid.sum((-2, -1))
+    inside, count = (maps * foreground).sum((-2, -1), dtype=torch.float64), foreground.sum((-2, -1))
+    return inside / count - (everything - inside) / (pixels - count)  # 0 / 0 is nan
 
 
 def average_precision(scores, labels):
