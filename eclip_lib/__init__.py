@@ -22,10 +22,12 @@ def _declare_missing_torchvision_operators():
 
 _torchvision_operators = _declare_missing_torchvision_operators()
 
+from .attention import clip_attention, load_attention  # noqa: E402
 from .clip import PROMPT, Clip, ImageFeatures, Projection, load_clip  # noqa: E402
 from .datasets import Dataset, Example, load_dataset  # noqa: E402
 from .evaluation import bootstrap, evaluate, recognize, summarize  # noqa: E402
 from .explainers import explainer  # noqa: E402
 from .itsm import itsm, reverse, similarity  # noqa: E402
 from .metrics import average_precision, best_iou, score_contrast  # noqa: E402
+from .pooling import pool  # noqa: E402
 from .profiles import load_profile  # noqa: E402

@@ -254,7 +254,7 @@ def _from_tag(network, tag):
 
 
 def _from_file(network, path):
-    state, from_openai = _read(path)
+    state, from_openai = read_checkpoint(path)
     model = open_clip.create_model(network, force_quick_gelu=from_openai)
     bad = sorted(name for name, tensor in state.items() if not tensor.isfinite().all())
     if bad:
@@ -268,7 +268,7 @@ def _from_file(network, path):
     return model
 
 
-def _read(path):
+def read_checkpoint(path):
     """-> (state dict, whether the file has OpenAI's format). Never runs code from the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
