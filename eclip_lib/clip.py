@@ -65,8 +65,10 @@ class Projection(nn.Module):
         save_file(tensors, str(path), metadata={"projection": json.dumps({"reads": self.reads, **self.metadata})})
 
     @classmethod
-    def load(cls, path):
-        """Read a pair that `save` wrote. Raises FileNotFoundError, or ValueError where the file is no projection pair."""
+    def load(cls, path, clip=None):
+        """Read a pair that `save` wrote; with `clip`, only one made for that network and its weights.
+
+        Raises FileNotFoundError, or ValueError where the file is no projection pair or belongs to another network."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"no projection pair at {path}")
         try:
@@ -80,6 +82,11 @@ class Projection(nn.Module):
             pair.load_state_dict(tensors)
         except Exception as error:
             raise ValueError(f"{path} is not a projection pair written by Projection.save: {error}") from error
+        made_for = (pair.metadata.get("network"), pair.metadata.get("weights"))
+        if clip is not None and made_for != (clip.network, clip.pretrained):
+            raise ValueError(
+                f"{path} was made for {made_for[0]} with weights {made_for[1]}, not for {clip.network} with {clip.pretrained}"
+            )
         return pair.requires_grad_(False)
 
 
@@ -89,15 +96,15 @@ def _to_rgb(image):
 
 class Clip:
     """A locked CLIP. Attributes: `network`, `pretrained` (a word for tables and titles), `preprocess` (PIL image ->
-    float32 [3, S, S]), `projection` (CLIP's own pair), `logit_scale` (float, the factor on cosines), `device`, `model`
-    (open_clip's)."""
+    float32 [3, S, S]), `image_size` S, `statistics` (mean and std of the preprocessing), `projection` (CLIP's own pair),
+    `pools` ("tokens" or "feature_map": what `pool` reads and a learned pair projects), `logit_scale` (float, the factor on cosines), `device`, `model` (open_clip's)."""
 
     def __init__(self, model, tokenizer, network, pretrained, device):
         self.model, self.tokenizer = model.eval().requires_grad_(False).to(device), tokenizer
         self.network, self.pretrained, self.device = network, pretrained, torch.device(device)
         config = open_clip.get_model_preprocess_cfg(model)
         side = config["size"] if isinstance(config["size"], int) else config["size"][0]
-        self.image_size = side
+        self.image_size, self.statistics = side, (config["mean"], config["std"])
         self.preprocess = transforms.Compose(
             [
                 _to_rgb,
@@ -106,6 +113,7 @@ class Clip:
                 transforms.Normalize(config["mean"], config["std"]),
             ]
         )
+        self.pools = "feature_map" if isinstance(model.visual, ModifiedResNet) else "tokens"
         self.logit_scale = float(model.logit_scale.exp())
         self.projection = _own_projection(model).requires_grad_(False).to(device)
         self.projection.metadata = {"network": network, "weights": pretrained}

@@ -1,0 +1,168 @@
+"""The pooled-feature cache: one pass over image-caption pairs writes every pooling at once (design: §3.3, Eq. 7).
+
+CLIP is locked and pooling comes before the projection, so a training pair is two vectors, the pooled image feature and F_t.
+Shards are safetensors files written atomically, each with a `.json` beside it (count, skipped images, checksum); the folder's name
+is the hash of the configuration, so another configuration never meets old shards."""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm.data
+import torch
+from safetensors.torch import load_file, save
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm.auto import tqdm
+
+from .pooling import pool
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A finished cache: `folder`, `about` (its configuration) and `shards`. `columns` names the poolings."""
+
+    folder: Path
+    about: dict
+    shards: list[Path]
+
+    @property
+    def columns(self):
+        return self.about["columns"]
+
+    def __len__(self):
+        return sum(json.loads(path.with_suffix(".json").read_text())["pairs"] for path in self.shards)
+
+    def read(self, shard, column):
+        """(pooled [n, C], text [n, Ct]) float32 of one shard. Raises ValueError for a column that was not cached."""
+        if column not in self.columns:
+            raise ValueError(f"{self.folder} holds {self.columns}, not {column!r}")
+        tensors = load_file(str(shard))
+        return tensors[column], tensors["text"]
+
+
+def augmentation(clip, kind="deit"):
+    """PIL -> float32 [3, S, S], CLIP's normalisation. "deit": timm's DeiT recipe (random resized crop, flip, RandAugment, random
+    erasing), which reference [35] of the paper stands for; None: CLIP's plain preprocessing."""
+    if kind is None:
+        return clip.preprocess
+    mean, std = clip.statistics
+    return timm.data.create_transform(
+        clip.image_size, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25,
+        re_mode="pixel", mean=mean, std=std,
+    )  # fmt: skip
+
+
+class _Views(TorchDataset):
+    """The views of one part; each is seeded by its own key, so that workers and restarts make no difference."""
+
+    def __init__(self, source, items, transform, seed, views):
+        self.source, self.items, self.transform, self.seed, self.views = source, items, transform, seed, views
+
+    def __len__(self):
+        return len(self.items) * self.views
+
+    def __getitem__(self, index):
+        key, payload, caption = self.items[index // self.views]
+        number = int.from_bytes(hashlib.sha256(f"{self.seed} {key} {index % self.views}".encode()).digest()[:4], "big")
+        random.seed(number), np.random.seed(number), torch.manual_seed(number)
+        try:
+            return self.transform(self.source.open(payload)), caption
+        except Exception:  # a web dataset has broken images: skipped and counted
+            return None
+
+
+@torch.no_grad()
+def _encode(clip, backbones, source, part, transform, seed, views, batch_size, workers):
+    items, columns, skipped = list(source.read(part)), {}, 0
+    loader = DataLoader(_Views(source, items, transform, seed, views), batch_size, num_workers=workers, collate_fn=list)
+    mean, std = (torch.tensor(s).view(3, 1, 1) for s in clip.statistics)
+    for batch in loader:
+        good = [pair for pair in batch if pair is not None]
+        skipped += len(batch) - len(good)
+        if not good:
+            continue
+        images = torch.stack([image for image, _ in good])
+        features = clip.encode_image(images)
+        rows = pool(features, ["attention", "average", "max"])
+        for name, backbone in backbones.items():
+            attention = backbone((images * std + mean).to(clip.device), features.grid)
+            rows[f"masked_max:{name}"] = pool(features, "masked_max", attention)
+        rows["text"] = clip.encode_text([caption for _, caption in good])
+        for name, tensor in rows.items():
+            columns.setdefault(name, []).append(tensor.float().cpu())
+    return {name: torch.cat(parts).contiguous() for name, parts in columns.items()}, len(items) * views - skipped, skipped
+
+
+def _write(path, data):
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise OSError(
+                error.errno, f"no room for {path.name} in {path.parent}: free some space and run again, it resumes"
+            ) from error
+        raise
+
+
+def _intact(shard):
+    """Whether a shard and its note are there and agree; a damaged one is named."""
+    note = shard.with_suffix(".json")
+    if not (shard.exists() and note.exists()):
+        return False
+    if hashlib.sha256(shard.read_bytes()).hexdigest() == json.loads(note.read_text())["sha256"]:
+        return True
+    warnings.warn(f"{shard} is damaged; it is made again", stacklevel=3)
+    return False
+
+
+def cache_features(clip, source, folder, masks=None, views=1, augment="deit", seed=0, batch_size=64, workers=0):
+    """Encode every pair of a source once -> `Cache` with the columns "attention", "average", "max", "masked_max:<mask>".
+
+    source: see `datasets.pairs`. masks: {name: SelfAttention}, applied to the same view. views: augmented copies of each image.
+    Resumes: whole shards are kept, missing or damaged ones are made. Raises OSError where the disk is full."""
+    masks = masks or {}
+    about = {
+        "network": clip.network, "weights": clip.pretrained, "model": _digest(clip.model), "pairs": source.about,
+        "masks": {name: [backbone.name, _digest(backbone)] for name, backbone in masks.items()},
+        "columns": ["attention", "average", "max", *(f"masked_max:{name}" for name in masks)],
+        "reads": clip.pools,
+        "views": views, "augment": augment, "seed": seed, "batch_size": batch_size,
+    }  # fmt: skip
+    text = json.dumps(about, sort_keys=True, default=list)
+    folder = Path(folder, hashlib.sha256(text.encode()).hexdigest()[:12])
+    folder.mkdir(parents=True, exist_ok=True)
+    transform, shards, skipped = augmentation(clip, augment), [], 0
+    for number, part in enumerate(tqdm(source.parts, desc="caching features", unit="shard")):
+        shard = folder / f"{number:05d}.safetensors"
+        if not _intact(shard):
+            columns, count, broken = _encode(clip, masks, source, part, transform, seed, views, batch_size, workers)
+            data = save(columns)
+            note = {"pairs": count, "skipped": broken, "sha256": hashlib.sha256(data).hexdigest()}
+            shard.with_suffix(".json").unlink(missing_ok=True)
+            _write(shard, data)
+            _write(shard.with_suffix(".json"), json.dumps(note).encode())
+        skipped += json.loads(shard.with_suffix(".json").read_text())["skipped"]
+        shards.append(shard)
+    manifest = {**json.loads(text), "skipped": skipped, "shards": [path.name for path in shards]}
+    _write(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+    return Cache(folder, manifest, shards)
+
+
+def _digest(module):
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
