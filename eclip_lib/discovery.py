@@ -1,6 +1,5 @@
 """What notebook 01 measures and draws about CLIP's own map: Figs. 1, 6, 10 and the CLIP rows of Table 1."""
 
-import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
@@ -108,22 +107,32 @@ def reported(name, method=None):
     return quoted if method is None else quoted[quoted["method"] == method].reset_index(drop=True)
 
 
-@torch.no_grad()
-def score_histograms(run, name, limit=100, bins=25):
-    """Where the map's scores lie -> {network: (foreground [bins], background [bins])}, shares averaged over all pairs."""
-    dataset = run.load_dataset(name).first(limit if run.limit is None else min(limit, run.limit))
-    result = {}
+def pixel_shares(maps, masks, void=None, bins=25):
+    """Where the scores of foreground and background lie: [P, H, W] -> [P, 2, bins], shares of each set's pixels in equal bins of
+    [0, 1]; nan where the set is empty."""
+    index = (maps * bins).int().clamp_(max=bins - 1)
+    index = torch.where(masks, index, index + bins)
+    index = index if void is None else index.masked_fill(void, 2 * bins)
+    index = index.flatten(1) + torch.arange(len(maps), device=maps.device)[:, None] * (2 * bins + 1)
+    counts = torch.bincount(index.flatten(), minlength=len(maps) * (2 * bins + 1)).reshape(len(maps), -1)[:, : 2 * bins]
+    counts = counts.double().reshape(len(maps), 2, bins)
+    return counts / counts.sum(2, keepdim=True)
+
+
+def evaluate_all(run, method="clip"):
+    """A method on every network and dataset of a run, one pass each -> (rows, histograms), both by (network, dataset): the rows of
+    `evaluate`, and `pixel_shares` averaged over all pairs."""
+    rows, histograms = {}, {}
     for network in run.networks:
-        clip, sums, count = run.load_clip(network), np.zeros((2, bins)), 0
-        for example in dataset:
-            for class_name, heat in maps_of(clip, example).items() if example.masks else ():
-                mask = torch.from_numpy(example.masks[class_name])
-                rest = ~mask if example.void is None else ~(mask | torch.from_numpy(example.void))
-                if mask.any() and rest.any():
-                    sums += [torch.histc(heat[where], bins, 0, 1).numpy() / where.sum().item() for where in (mask, rest)]
-                    count += 1
-        result[run.title(network)] = tuple(sums / max(count, 1))
-    return result
+        clip = run.load_clip(network)
+        for name in run.datasets:
+            shares = []
+            rows[network, name] = evaluate(
+                explainer(method, clip), run.load_dataset(name), clip, run.workers, run.batch_size, description=f"{network} on {name}",
+                observe=lambda *scored, shares=shares: shares.append(pixel_shares(*scored).cpu()),
+            )  # fmt: skip
+            histograms[network, name] = torch.cat(shares).nanmean(0).numpy()
+    return rows, histograms
 
 
 def contrast_cases(run, rows):

@@ -52,11 +52,12 @@ def prompts(dataset, clip):
     return clip.encode_text([PROMPT.format(name) for name in dataset.classes])
 
 
-def evaluate(explainer, dataset, clip, workers=0, batch_size=32, normalize="after", description=None):
+def evaluate(explainer, dataset, clip, workers=0, batch_size=32, normalize="after", description=None, observe=None):
     """Score an explainer on every (image, class present) pair of a dataset.
 
-    explainer: see `explainers`. workers: processes that decode images. normalize: Eq. 5's order, see `itsm`. Streams: memory
-    does not grow with the dataset. Returns a DataFrame, one row a pair: image_id, class_name, iou (best over thresholds),
+    explainer: see `explainers`. workers: processes that decode images. normalize: Eq. 5's order, see `itsm`. observe: called
+    with the scored maps [P, H, W], masks and void (or None) of images of one size, for statistics of one's own in the same pass.
+    Streams: memory does not grow with the dataset. Returns a DataFrame, one row a pair: image_id, class_name, iou (best over thresholds),
     threshold, score_contrast (nan where the image has no background), foreground (share of the pixels that count, which is
     also the IoU of the all-foreground map)."""
     text, number = prompts(dataset, clip), {name: k for k, name in enumerate(dataset.classes)}
@@ -79,11 +80,11 @@ def evaluate(explainer, dataset, clip, workers=0, batch_size=32, normalize="afte
             if names:
                 by_size[masks.shape[1:]].append((image_id, names, scored, masks, void))
         for size, group in by_size.items():
-            rows += _score(size, group, normalize)
+            rows += _score(size, group, normalize, observe)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _score(size, group, normalize):
+def _score(size, group, normalize, observe):
     counts = [len(names) for _, names, *_ in group]
     device = group[0][2].device
     maps = itsm(torch.cat([scored for _, _, scored, *_ in group])[:, None], size, normalize)[:, 0]
@@ -94,6 +95,8 @@ def _score(size, group, normalize):
         void = torch.cat([(empty if v is None else v).expand(n, *size) for n, (*_, v) in zip(counts, group, strict=True)]).to(
             device
         )
+    if observe:
+        observe(maps, masks, void)
     valid = torch.ones_like(masks) if void is None else ~void
     foreground = (masks & valid).sum((1, 2)) / valid.sum((1, 2))
     columns = [*best_iou(maps, masks, void), score_contrast(maps, masks, void), foreground]

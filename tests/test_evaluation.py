@@ -128,3 +128,15 @@ def test_an_unknown_class_and_an_empty_dataset_are_refused(clip):
         eclip.evaluate(eclip.explainer("clip", clip), dataset, clip)
     with pytest.raises(ValueError, match="no method 'lime'"):
         eclip.explainer("lime", clip)
+
+
+def test_pixel_shares_by_hand():
+    from eclip_lib.discovery import pixel_shares
+
+    heat = torch.tensor([[[0.0, 0.49], [0.5, 1.0]]])
+    mask = torch.tensor([[[True, False], [True, False]]])
+    shares = pixel_shares(heat, mask, bins=2)
+    assert shares.tolist() == [[[0.5, 0.5], [0.5, 0.5]]]
+    shares = pixel_shares(heat, mask, torch.tensor([[[False, True], [False, False]]]), bins=2)
+    assert shares.tolist() == [[[0.5, 0.5], [0.0, 1.0]]]
+    assert pixel_shares(heat, torch.ones_like(mask), bins=2)[0, 1].isnan().all()
