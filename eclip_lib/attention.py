@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import nn
 
-from .clip import read_checkpoint, residual_block
+from .clip import embed_vit, read_checkpoint, residual_block
 
 
 class SelfAttention(nn.Module):
@@ -63,11 +63,11 @@ def resize_attention(attention, source, target):
 @torch.no_grad()
 def clip_attention(clip, images):
     """CLIP's own last-layer attention (Fig. 2b): preprocessed images [B, 3, S, S] -> A [B, N]. ViTs only."""
-    visual = clip.model.visual
-    if not hasattr(visual, "transformer"):
+    if not clip.is_vit:
         raise ValueError(f"{clip.network} is no ViT: it has no class-token attention layer")
+    visual = clip.model.visual
     *before, last = visual.transformer.resblocks
-    x = visual._embeds(images.to(clip.device))
+    x = embed_vit(visual, images.to(clip.device))
     for block in before:
         x = block(x)
     return residual_block(last, x)[1].weights.mean(1)[:, 0, 1:]

@@ -97,7 +97,8 @@ def _to_rgb(image):
 class Clip:
     """A locked CLIP. Attributes: `network`, `pretrained` (a word for tables and titles), `preprocess` (PIL image ->
     float32 [3, S, S]), `image_size` S, `statistics` (mean and std of the preprocessing), `projection` (CLIP's own pair),
-    `pools` ("tokens" or "feature_map": what `pool` reads and a learned pair projects), `logit_scale` (float, the factor on cosines), `device`, `model` (open_clip's)."""
+    `is_vit`, `pools` ("tokens" or "feature_map": what `pool` reads and a learned pair projects), `logit_scale` (float, the
+    factor on cosines), `device`, `model` (open_clip's)."""
 
     def __init__(self, model, tokenizer, network, pretrained, device):
         self.model, self.tokenizer = model.eval().requires_grad_(False).to(device), tokenizer
@@ -113,7 +114,8 @@ class Clip:
                 transforms.Normalize(config["mean"], config["std"]),
             ]
         )
-        self.pools = "feature_map" if isinstance(model.visual, ModifiedResNet) else "tokens"
+        self.is_vit = isinstance(model.visual, VisionTransformer)
+        self.pools = "tokens" if self.is_vit else "feature_map"
         self.logit_scale = float(model.logit_scale.exp())
         self.projection = _own_projection(model).requires_grad_(False).to(device)
         self.projection.metadata = {"network": network, "weights": pretrained}
@@ -123,8 +125,10 @@ class Clip:
         side = self.image_size
         if images.ndim != 4 or images.shape[1:] != (3, side, side):
             raise ValueError(f"{self.network} reads images of shape [B, 3, {side}, {side}], not {list(images.shape)}")
-        encode = _encode_vit if isinstance(self.model.visual, VisionTransformer) else _encode_resnet
-        return encode(self.model.visual, images.to(self.device))
+        images, visual = images.to(self.device), self.model.visual
+        return (
+            finish_vit(visual, visual.transformer(embed_vit(visual, images))) if self.is_vit else _encode_resnet(visual, images)
+        )
 
     def encode_text(self, texts):
         """A list of T prompts -> F_t [T, Ct]: the end-of-text token after the final layer norm, before the projection.
@@ -153,8 +157,14 @@ def _own_projection(model):
     return pair
 
 
-def _encode_vit(visual, images):
-    x = visual.ln_post(visual.transformer(visual._embeds(images)))  # the class token and every image token
+def embed_vit(visual, images):
+    """[B, 3, S, S] -> [B, 1 + N, C], what the first block of a ViT reads."""
+    return visual._embeds(images)
+
+
+def finish_vit(visual, x):
+    """What the last block of a ViT gives, [B, 1 + N, C] -> `ImageFeatures`, every token after the final layer norm."""
+    x = visual.ln_post(x)
     return ImageFeatures(x[:, 0], x[:, 1:], tuple(visual.grid_size))
 
 

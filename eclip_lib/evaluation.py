@@ -10,7 +10,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from .clip import PROMPT
-from .itsm import itsm
+from .itsm import itsm, score
 from .metrics import average_precision, best_iou, score_contrast
 
 COLUMNS = ["image_id", "class_name", "iou", "threshold", "score_contrast", "foreground"]
@@ -145,12 +145,11 @@ def bootstrap(rows, value, resamples=1000, seed=0):
 @torch.no_grad()
 def recognize(dataset, clip, workers=0, batch_size=64):
     """Recognition by CLIP's own pair (Eq. 3, Table 4) -> (scores [N, T] cosines, labels bool [N, T], mAP in %)."""
-    text = torch.nn.functional.normalize(clip.projection.text(prompts(dataset, clip)), dim=-1)
+    text = prompts(dataset, clip)
     scores, labels = [], []
     for batch in _batches(dataset, clip, batch_size, workers, "recognizing"):
         images = torch.stack([prepared for _, prepared, *_ in batch])
-        image = clip.projection.image(clip.encode_image(images).class_token)
-        scores.append((torch.nn.functional.normalize(image, dim=-1) @ text.T).cpu())
+        scores.append(score(clip.encode_image(images).class_token, text, clip.projection).cpu())
         labels += [[name in names for name in dataset.classes] for _, _, names, *_ in batch]
     scores, labels = torch.cat(scores).numpy(), np.array(labels)
     return scores, labels, 100 * np.nanmean(average_precision(scores, labels))

@@ -1,7 +1,12 @@
-"""The Image-Text Similarity Map (paper §3.1): similarity (Eq. 4), the map itself (Eq. 5) and its reverse (Eq. 10)."""
+"""CLIP's score (Eq. 3) and the Image-Text Similarity Map (paper §3.1): similarity (Eq. 4), the map (Eq. 5), its reverse (Eq. 10)."""
 
 import torch
 import torch.nn.functional as F
+
+
+def score(class_token, text, projection):
+    """Eq. 3: cosine of projected class tokens F_c [B, C] and projected texts F_t [T, Ct] -> [B, T]."""
+    return F.normalize(projection.image(class_token), dim=-1) @ F.normalize(projection.text(text), dim=-1).T
 
 
 def similarity(features, text, projection):

@@ -1,0 +1,47 @@
+"""Grad-CAM (Selvaraju et al., 2017; the paper's [33]) of the image-text cosine, through the grad-cam package.
+
+Target layer: on a ViT the first layer norm of the last block, reshaped to the grid; on a ResNet the last stage."""
+
+import torch
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
+
+from ..itsm import score
+from .pairwise import pairwise
+
+
+class _Cosines(nn.Module):
+    """[P, 3, S, S] -> [P, T], Eq. 3."""
+
+    def __init__(self, clip, text):
+        super().__init__()
+        self.model, self.clip, self.text = clip.model, clip, text
+
+    def forward(self, images):
+        return score(self.clip.encode_image(images).class_token, self.text, self.clip.projection)
+
+
+class _GridCAM(GradCAM):
+    """The package scales its maps to the input's size; ours stay on the layer's grid."""
+
+    def get_target_width_height(self, input_tensor):
+        return self.activations_and_grads.activations[0].shape[:1:-1]
+
+
+def grad_cam(clip):
+    visual = clip.model.visual
+    layer = visual.transformer.resblocks[-1].ln_1 if clip.is_vit else visual.layer4
+
+    def to_grid(tokens):
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, tuple(visual.grid_size))
+
+    @torch.enable_grad()
+    def explain(images, text, index):
+        # nothing else requires a gradient: the weights are locked
+        images = images[index[:, 0]].detach().requires_grad_()
+        with _GridCAM(_Cosines(clip, text), [layer], to_grid if clip.is_vit else None) as cam:
+            maps = cam(images, [ClassifierOutputTarget(t) for t in index[:, 1].tolist()])
+        return torch.from_numpy(maps).to(images.device)
+
+    return pairwise(explain)
