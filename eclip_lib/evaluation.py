@@ -36,7 +36,8 @@ class _Prepared(TorchDataset):
         return example.image_id, self.preprocess(example.image), names, masks, void
 
 
-def _batches(dataset, clip, batch_size, workers, description):
+def batches(dataset, clip, batch_size, workers, description):
+    """Batches of (image_id, prepared image, class names, masks [n, H, W], void or None), decoded in `workers`, with a progress bar."""
     if not len(dataset):
         raise ValueError("the dataset is empty")
     loader = DataLoader(_Prepared(dataset, clip.preprocess), batch_size, num_workers=workers, collate_fn=list)
@@ -62,7 +63,7 @@ def evaluate(explainer, dataset, clip, workers=0, batch_size=32, normalize="afte
     also the IoU of the all-foreground map)."""
     text, number = prompts(dataset, clip), {name: k for k, name in enumerate(dataset.classes)}
     rows = []
-    for batch in _batches(dataset, clip, batch_size, workers, description or "evaluating"):
+    for batch in batches(dataset, clip, batch_size, workers, description or "evaluating"):
         images = torch.stack([prepared for _, prepared, *_ in batch]).to(clip.device, non_blocking=True)
         index = [(i, number[name]) for i, (_, _, names, *_) in enumerate(batch) for name in names]
         if not index:
@@ -147,7 +148,7 @@ def recognize(dataset, clip, workers=0, batch_size=64):
     """Recognition by CLIP's own pair (Eq. 3, Table 4) -> (scores [N, T] cosines, labels bool [N, T], mAP in %)."""
     text = prompts(dataset, clip)
     scores, labels = [], []
-    for batch in _batches(dataset, clip, batch_size, workers, "recognizing"):
+    for batch in batches(dataset, clip, batch_size, workers, "recognizing"):
         images = torch.stack([prepared for _, prepared, *_ in batch])
         scores.append(score(clip.encode_image(images).class_token, text, clip.projection).cpu())
         labels += [[name in names for name in dataset.classes] for _, _, names, *_ in batch]

@@ -1,0 +1,122 @@
+"""shift.py against slow loops written from design.md's definition."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import eclip_lib as eclip
+from eclip_lib import controlled, shift
+
+
+def features(images=2, grid=(2, 3), width=5, seed=0):
+    torch.manual_seed(seed)
+    n = grid[0] * grid[1]
+    return eclip.ImageFeatures(torch.randn(images, width), torch.randn(images, n, width), grid)
+
+
+def pair(reads="tokens"):
+    torch.manual_seed(9)
+    return eclip.Projection(5, 4, 7, reads=reads).requires_grad_(False)
+
+
+def slow_position(column, pooled):
+    best, where = math.inf, None
+    for token, value in enumerate(column):
+        if abs(float(value) - float(pooled)) < best:  # the lowest token wins a tie
+            best, where = abs(float(value) - float(pooled)), token
+    return where
+
+
+def slow_statistics(f, projection, foreground):
+    for b in range(len(f.tokens)):
+        values = projection.image(f.tokens[b])
+        pooled = {"max": values.amax(0), "average": values.mean(0), "attention": projection.image(f.class_token[b])}
+        place = {k: [slow_position(values[:, d], v[d]) for d in range(values.shape[1])] for k, v in pooled.items()}
+        assert place["max"] == [int(values[:, d].argmax()) for d in range(values.shape[1])]
+        result = {"B2F": 0, "F2B": 0, "same": 0}
+        for top, other in zip(place["max"], place["attention"], strict=True):
+            was, now = bool(foreground[b, top]), bool(foreground[b, other])
+            result["B2F" if now and not was else "F2B" if was and not now else "same"] += 1
+        for name, where in place.items():
+            result[f"distinct_{name}"] = len(set(where)) / min(len(values), values.shape[1])
+            steps = [math.dist(divmod(p, f.grid[1]), divmod(q, f.grid[1])) for p, q in zip(where, place["max"], strict=True)]
+            result[f"distance_{name}"] = sum(steps) / len(steps)
+        yield result
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_statistics_equal_the_slow_loop(seed):
+    f, foreground = features(seed=seed), torch.rand(2, 6) < 0.5
+    statistics, shifted = shift.shift_statistics(f, pair(), foreground)
+    for b, slow in enumerate(slow_statistics(f, pair(), foreground)):
+        assert {name: pytest.approx(float(v[b]), abs=1e-6) for name, v in statistics.items()} == slow
+        assert int(shifted[b].sum()) == slow["B2F"] + slow["F2B"]
+
+
+def test_the_lowest_token_wins_a_tie():
+    values = torch.tensor([[[1.0, 0.0], [1.0, 2.0], [0.0, 2.0]]])
+    assert shift.positions(values, values.amax(1)).tolist() == [[0, 1]]
+    assert shift.positions(values, torch.tensor([[0.5, 1.0]])).tolist() == [[0, 0]]
+
+
+def test_a_learned_pair_on_a_resnet_reads_the_last_stage():
+    f = features()
+    other = eclip.ImageFeatures(f.class_token, f.tokens + 100, f.grid, f.tokens)
+    torch.testing.assert_close(shift.channels(other, pair("feature_map"))[0], shift.channels(f, pair())[0])
+
+
+def test_a_token_is_foreground_when_over_half_of_it_is():
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[:2, :2] = True  # all of token 0
+    mask[0, 2:4] = True  # half of token 1: no
+    mask[2:, 4], mask[3, 5] = True, True  # three quarters of token 5
+    assert shift.foreground_tokens(mask, None, (2, 3)).tolist() == [True, False, False, False, False, True]
+    void = torch.zeros_like(mask)
+    void[1, 2:4] = True  # what is left of token 1 is all foreground
+    assert shift.foreground_tokens(mask, void, (2, 3)).tolist() == [True, True, False, False, False, True]
+
+
+def test_left_out_channels_do_not_count():
+    f, text = features(), torch.randn(3, 7)
+    values, left_out = shift.channels(f, pair())[0], torch.rand(2, 7) < 0.4
+    cosine = shift.without_channels(values, text, left_out)
+    for b in range(2):
+        keep = ~left_out[b]
+        for t in range(3):
+            slow = torch.cosine_similarity(values[b][:, keep], text[t][keep][None], dim=-1)
+            torch.testing.assert_close(cosine[b, t], slow, atol=1e-5, rtol=1e-4)
+
+
+def test_rows_agree_with_the_evaluation():
+    clip, dataset = eclip.load_clip("scenes-ViT-32", None), eclip.load_dataset("scenes", limit=6)
+    rows = shift.shift_rows(dataset, clip, batch_size=4)
+    other = eclip.evaluate(eclip.explainer("clip", clip), dataset, clip).groupby("image_id")["score_contrast"].mean()
+    np.testing.assert_allclose(rows.set_index("image_id")["mSC"], other.loc[rows["image_id"]], atol=1e-4)
+    assert (rows[["B2F", "F2B", "same"]].sum(axis=1) == 128).all() and (rows["distance_max"] == 0).all()
+    table = shift.by_size(rows)
+    assert list(table["size"]) == list(shift.SIZES) and table["images"].iloc[:3].sum() == pytest.approx(100)
+    assert shift.by_size(rows, "background")["images"].iloc[3] == pytest.approx(100)
+
+
+def test_rank_correlation_is_spearmans():
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(0)
+    x = rng.random(60)
+    y = x + rng.random(60)
+    rho, low, high = shift.rank_correlation(x, y, resamples=200)
+    assert rho == pytest.approx(spearmanr(x, y).statistic) and low < rho < high
+
+
+def test_controlled_scenes_change_one_thing():
+    made = controlled.conditions(count=4)
+    for experiment in made.values():
+        ids = [[e.image_id for e in dataset] for dataset in experiment.values()]
+        assert all(i == ids[0] for i in ids)
+    plain, busy = (made["background"][k][0] for k in ("plain", "busy"))
+    assert all((plain.masks[n] == busy.masks[n]).all() for n in plain.masks) and plain.image.tobytes() != busy.image.tobytes()
+    areas = [sum(m.sum() for m in dataset[1].masks.values()) for dataset in made["size"].values()]
+    assert areas == sorted(areas) and areas[2] > 3 * areas[0]
+    assert [len(dataset[2].masks) for dataset in made["objects"].values()] == [1, 3]
