@@ -66,3 +66,34 @@ def intervals(table, value, label, group="dataset", name="network", reference=0,
     ax.legend(frameon=False, fontsize=8)
     ax.figure.tight_layout()
     return ax
+
+
+SHIFT_COLOURS = {"background to foreground": "tab:blue", "foreground to background": "tab:red", "not shifted": "dimgray"}
+
+
+def point_map(image, place, pooled, grid, kinds=None, ax=None, title=None, seed=0):
+    """Fig. 4: one point a channel at its token (jittered inside it, so that no point hides another), larger where its pooled value is.
+
+    image: PIL. place: int [D] positions; pooled: [D] values; grid: (h, w); kinds: [D] indices into `SHIFT_COLOURS`, default all
+    grey. Returns the axes."""
+    ax = ax or plt.gca()
+    place, pooled = np.asarray(place), np.asarray(pooled, dtype=float)
+    rng, (height, width) = np.random.default_rng(seed), grid
+    x = (place % width + 0.5 + rng.uniform(-0.42, 0.42, len(place))) * image.width / width
+    y = (place // width + 0.5 + rng.uniform(-0.42, 0.42, len(place))) * image.height / height
+    size = 4 + 36 * (pooled - pooled.min()) / max(pooled.max() - pooled.min(), 1e-12)
+    colours = np.array(list(SHIFT_COLOURS.values()))[np.full(len(place), 2) if kinds is None else np.asarray(kinds)]
+    overlay(image, ax=ax, title=title)
+    ax.scatter(x, y, s=size, c=colours, alpha=0.75, linewidths=0.4, edgecolors="white")
+    for k in range(1, width):
+        ax.axvline(k * image.width / width, color="white", linewidth=0.3, alpha=0.6)
+    for k in range(1, height):
+        ax.axhline(k * image.height / height, color="white", linewidth=0.3, alpha=0.6)
+    ax.set(xlim=(0, image.width), ylim=(image.height, 0))
+    return ax
+
+
+def shift_legend(figure):
+    """The legend of `point_map`'s colours, below a figure."""
+    points = [plt.Line2D([], [], marker="o", linestyle="", color=colour) for colour in SHIFT_COLOURS.values()]
+    figure.legend(points, SHIFT_COLOURS, loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=3, frameon=False, fontsize=8)
