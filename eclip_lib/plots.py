@@ -51,7 +51,7 @@ def score_distribution(histograms, title=None):
 
 def intervals(table, value, label, group="dataset", name="network", reference=0, ax=None):
     """Dots with 95 % intervals: columns `value`, `value`_low, `value`_high of a table, one row a `name`, one colour a `group`.
-    A dashed line marks `reference`. Returns the axes."""
+    A dashed line marks `reference` (None for none). Returns the axes."""
     ax = ax or plt.subplots(figsize=(6, 2.6))[1]
     names = list(dict.fromkeys(table[name]))
     groups = list(dict.fromkeys(table[group]))
@@ -60,10 +60,11 @@ def intervals(table, value, label, group="dataset", name="network", reference=0,
         x = [names.index(n) + (k - (len(groups) - 1) / 2) * 0.2 for n in rows[name]]
         below, above = rows[value] - rows[f"{value}_low"], rows[f"{value}_high"] - rows[value]
         ax.errorbar(x, rows[value], [below, above], fmt="o", capsize=3, color=sns.color_palette()[k], label=part)
-    ax.axhline(reference, color="gray", linestyle="--", linewidth=1)
+    if reference is not None:
+        ax.axhline(reference, color="gray", linestyle="--", linewidth=1)
     ax.set_xticks(range(len(names)), names, fontsize=8)
     ax.set(ylabel=label)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(groups))
     ax.figure.tight_layout()
     return ax
 

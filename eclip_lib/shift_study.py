@@ -152,23 +152,22 @@ def link_figure(rows):
 
 
 def verdict(table, link):
-    """Sentences computed from the tables."""
+    """Sentences computed from the tables: how many channels shift, whether that predicts the map, whether it explains it."""
     lines = []
-    for _, r in table[table["size"] == "(0, 1]"].iterrows():
-        lines.append(
-            f"{r['dataset']}, {r['network']}: {r['shifted']:.0f} % of the channels shift (B2F {r['B2F']:.0f}, F2B {r['F2B']:.0f})"
-        )
     for _, r in link.iterrows():
-        sign = "fewer" if r["rho_high"] < 0 else "more" if r["rho_low"] > 0 else "undecided"
-        sentence = {
-            "fewer": "the more channels shift, the more opposite the map",
-            "more": "the more channels shift, the less opposite the map",
-            "undecided": "no relation between shift and mSC is seen",
-        }[sign]
-        turned = "turns" if r["kept_low"] > 0 else "does not turn"
-        better = "helps more than" if r["gain_low"] > 0 else "helps less than" if r["gain_high"] < 0 else "helps no more than"
+        all_sizes = table[
+            (table["dataset"] == r["dataset"]) & (table["network"] == r["network"]) & (table["size"] == "(0, 1]")
+        ].iloc[0]
+        direction = "B2F outnumbers F2B" if all_sizes["B2F"] > all_sizes["F2B"] else "F2B outnumbers B2F"
+        relation = (
+            "images with more shift are more opposite" if r["rho_high"] < 0
+            else "images with more shift are less opposite" if r["rho_low"] > 0
+            else "shift does not predict mSC"
+        )  # fmt: skip
+        turned = "positive" if r["kept_low"] > 0 else "negative" if r["kept_high"] < 0 else "undecided"
+        against = "above" if r["gain_low"] > 0 else "below" if r["gain_high"] < 0 else "not different from"
         lines.append(
-            f"{r['dataset']}, {r['network']}: {sentence} (rank correlation {r['rho']:.1f}); without its shifted channels the map "
-            f"{turned} (mSC {r['mSC']:.0f}, then {r['mSC_kept']:.0f}), which {better} leaving out random ones ({r['mSC_random']:.0f})"
+            f"{r['dataset']}, {r['network']}: {direction}; {relation}; without the shifted channels mSC is {turned}, {against} "
+            "that without as many random channels"
         )
     return "\n".join(lines)
