@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import nn
 
-from .clip import embed_vit, read_checkpoint, residual_block
+from .clip import embed_vit, residual_block
+from .weights import read_checkpoint
 
 
 class SelfAttention(nn.Module):

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from .clip import load_clip
+from .explainers import explainer
 from .itsm import itsm, similarity
 from .metrics import best_iou, score_contrast
+from .shift import shift_statistics
 
 
 def fastest(functions, rounds):
@@ -49,6 +51,47 @@ def itsm_throughput(device="cpu", network="ViT-B-16", batch=32, texts=80, rounds
     seconds = fastest([bare, ours], rounds)
     return {"what": f"ITSM for {texts} texts, {network}, batch {batch}", "unit": "images/s", "ours": batch / seconds[1],
             "reference": batch / seconds[0], "ratio": seconds[0] / seconds[1], "target": ">= 0.95"}  # fmt: skip
+
+
+@torch.no_grad()
+def shift_overhead(device="cpu", network="ViT-B-16", batch=32, texts=20, size=(480, 640), rounds=3):
+    """ITSM at the image's size with shift statistics against without; target: at most 20 % more time."""
+    clip = load_clip(network, None, device)
+    images = torch.randn(batch, 3, clip.image_size, clip.image_size, device=device)
+    text = clip.encode_text([f"a photo of the thing {k}" for k in range(texts)])
+    foreground = torch.rand(batch, clip.encode_image(images[:1]).tokens.shape[1], device=device) < 0.3
+
+    def maps(features):
+        return [itsm(similarity(features, text, clip.projection)[k : k + 1, :2], size) for k in range(batch)]
+
+    def with_shift():
+        features = clip.encode_image(images)
+        return maps(features), shift_statistics(features, clip.projection, foreground)
+
+    plain = _synchronized(lambda: maps(clip.encode_image(images)), device)
+    ours = _synchronized(with_shift, device)
+    plain(), ours()
+    seconds = fastest([plain, ours], rounds)
+    return {"what": f"ITSM with shift statistics, {network}, batch {batch}", "unit": "images/s", "ours": batch / seconds[1],
+            "reference": batch / seconds[0], "ratio": seconds[1] / seconds[0], "target": "<= 1.20"}  # fmt: skip
+
+
+def bi_model_batches(device="cpu", network="ViT-B-32", images=16, texts=3, rounds=3):
+    """Bi-Model on 16 images x 3 texts at once against one image and text at a time; target: 3 times faster, equal maps."""
+    clip = load_clip(network, None, device)
+    explain = explainer("bi_model", clip)
+    pictures = torch.randn(images, 3, clip.image_size, clip.image_size, device=device)
+    text = clip.encode_text([f"a photo of the thing {k}" for k in range(texts)])
+
+    def single():
+        return torch.stack([torch.stack([explain(i[None], t[None])[0, 0] for t in text]) for i in pictures])
+
+    together, alone = explain(pictures, text), single()
+    equal = torch.allclose(together, alone, atol=1e-4)
+    seconds = fastest([_synchronized(single, device), _synchronized(lambda: explain(pictures, text), device)], rounds)
+    return {"what": f"Bi-Model on {images} images x {texts} texts, {network}; maps equal: {equal}", "unit": "maps/s",
+            "ours": images * texts / seconds[1], "reference": images * texts / seconds[0], "ratio": seconds[0] / seconds[1],
+            "target": ">= 3"}  # fmt: skip
 
 
 def loop_of_comparisons(similarity, mask):
@@ -110,7 +153,9 @@ def evaluation_memory(small=200, large=2000):
 
 def bench(device="cpu"):
     """All measurements -> DataFrame: what, unit, ours, reference, ratio, target, device."""
-    table = pd.DataFrame([itsm_throughput(device), scoring(), evaluation_memory()])
+    table = pd.DataFrame(
+        [itsm_throughput(device), shift_overhead(device), bi_model_batches(device), scoring(), evaluation_memory()]
+    )
     name = (
         torch.cuda.get_device_name()
         if device.startswith("cuda")

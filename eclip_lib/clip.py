@@ -8,7 +8,6 @@ import json
 import logging
 import re
 import warnings
-import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -25,6 +24,7 @@ from torch import nn
 from torchvision import transforms
 
 from . import demo
+from .weights import read_checkpoint
 
 PROMPT = "a photo of the {}"
 
@@ -284,23 +284,3 @@ def _from_file(network, path):
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit {network}: {str(error).splitlines()[1].strip()}") from error
     return model
-
-
-def read_checkpoint(path):
-    """-> (state dict, whether the file has OpenAI's format). Never runs code from the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(str(path))
-        elif zipfile.is_zipfile(path) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist()):
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()  # OpenAI's files are TorchScript archives
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
-    state = state.get("state_dict", state)
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items() if torch.is_tensor(tensor)}
-    stamps = [state.pop(name, None) for name in ("input_resolution", "context_length", "vocab_size")]
-    state.pop("attn_mask", None)
-    return state, any(stamp is not None for stamp in stamps)
