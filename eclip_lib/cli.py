@@ -1,6 +1,7 @@
-"""The command line: `eclip reproduce | promote | evaluate | bench`."""
+"""The command line: `eclip explain | reproduce | promote | evaluate | bench`."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,32 @@ import typer
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0], pretty_exceptions_enable=False)
 ProfileOption = Annotated[str, typer.Option(help="demo, paper, or the path of a YAML file of that form")]
 Text = Annotated[str | None, typer.Option(help="comma-separated; replaces the profile's")]
+
+
+@app.command()
+def explain(
+    photo: Annotated[str, typer.Argument(help="a picture, a folder or a glob")],
+    texts: Annotated[list[str], typer.Argument(help="one or more texts, e.g. 'a photo of the dog'")],
+    network: Annotated[str, typer.Option(help="an open_clip model name, or a demo network")] = "scenes-ViT-32",
+    method: Annotated[str, typer.Option(help="clip, rclip, eclip, grad_cam or bi_model")] = "rclip",
+    pretrained: Annotated[str, typer.Option(help="an open_clip tag or a checkpoint")] = "default",
+    projection: Annotated[str | None, typer.Option(help="a trained pair, for eclip")] = None,
+    out: Annotated[str, typer.Option(help="the overlay to write, or a folder for several")] = "heat.png",
+    json: Annotated[str | None, typer.Option(help="also write CLIP's scores as JSON")] = None,
+    npz: Annotated[str | None, typer.Option(help="also write the maps as npz")] = None,
+    device: str = "cpu",
+):
+    """Show where a text is in your own pictures: one overlay a text, side by side."""
+    from . import explain as explaining
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = explaining.explain(photo, texts, network, method, pretrained, projection, device)
+        paths = explaining.write(results, texts, out, json, npz)
+    for message in dict.fromkeys([explaining.limits(network), *(str(w.message) for w in caught if w.category is UserWarning)]):
+        if message:
+            print(f"note: {message}", file=sys.stderr)
+    print(*paths, sep="\n")
 
 
 @app.command()
