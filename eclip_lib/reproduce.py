@@ -15,6 +15,10 @@ from tqdm.auto import tqdm
 from .profiles import REPOSITORY, load_profile
 
 NOTEBOOKS = REPOSITORY / "notebooks"
+KERNEL = {
+    "kernel_name": "python3",
+    "extra_arguments": ["--log-level=ERROR"],
+}  # a local kernel's warning about its socket is no news
 
 
 def notebooks():
@@ -67,12 +71,7 @@ def _execute(path, target, mark, key, parameters):
     begin, partial = time.time(), target.with_suffix(".partial.ipynb")
     try:
         papermill.execute_notebook(
-            str(path),
-            str(partial),
-            parameters=parameters,
-            cwd=os.getcwd(),
-            kernel_name="python3",
-            progress_bar={"desc": path.stem},
+            str(path), str(partial), parameters=parameters, cwd=os.getcwd(), progress_bar={"desc": path.stem}, **KERNEL
         )
     except Exception as error:
         os.replace(partial, target) if partial.exists() else None  # the half-executed notebook shows where it failed
@@ -86,7 +85,7 @@ def execute_in_place(paths=None):
     """`make notebooks`: execute the committed notebooks where they lie, quiet and without traces of this machine."""
     os.environ["TQDM_DISABLE"] = "1"
     for path in tqdm([Path(p) for p in paths or notebooks()], desc="executing", unit="notebook", disable=False):
-        book = papermill.execute_notebook(str(path), None, cwd=str(path.parent), kernel_name="python3", progress_bar=False)
+        book = papermill.execute_notebook(str(path), None, cwd=str(path.parent), progress_bar=False, **KERNEL)
         nbformat.write(stripped(book), path)
 
 
