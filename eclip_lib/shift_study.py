@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import plots
+from . import demo, plots
+from .clip import load_clip
 from .controlled import conditions
 from .discovery import examples, maps_of
 from .shift import POOLINGS, by_size, channels, foreground_tokens, positions, rank_correlation, semantic_shift, shift_rows
@@ -121,14 +122,17 @@ def link_table(rows):
 
 
 def controlled_table(run, count=100):
-    """Shifted channels (%) and mSC (%) in every condition of `controlled.conditions`, with 95 % intervals over scenes."""
+    """Shifted channels (%) and mSC (%) in every condition of `controlled.conditions`, with 95 % intervals over scenes.
+
+    Rendered scenes say nothing about a network of photographs, so where the run has no demo network the bundled ones answer."""
     made, lines = conditions(count), []
-    for network in run.networks:
-        clip = run.load_clip(network)
+    own = [network for network in run.networks if network in demo.NETWORKS]
+    for network in own or demo.NETWORKS:
+        clip = run.load_clip(network) if own else load_clip(network, device=run.device)
         for experiment, datasets in made.items():
             for condition, dataset in datasets.items():
                 rows = shift_rows(dataset, clip, batch_size=run.batch_size, ablate=False)
-                line = {"experiment": experiment, "condition": condition, "network": run.title(network)}
+                line = {"experiment": experiment, "condition": condition, "network": run.title(network) if own else network}
                 shares = 100 * (rows["B2F"] + rows["F2B"]) / (rows["B2F"] + rows["F2B"] + rows["same"])
                 for value, column in (("shifted", shares), ("mSC", 100 * rows["mSC"])):
                     line[value], line[f"{value}_low"], line[f"{value}_high"] = _interval(column)
