@@ -1,5 +1,6 @@
-"""The command line: `eclip explain | reproduce | promote | evaluate | bench`."""
+"""The command line: `eclip explain | reproduce | promote | evaluate | train | bench`."""
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -121,6 +122,50 @@ def evaluate(
             s = eclip.summarize(rows, seed=run.seed)
             numbers = f"mIoU {s.mIoU:.2f} (floor {s.floor:.2f}) mSC {s.mSC:.2f}, {s.images:.0f} images"
             print(f"{run.title(network)} {name} {method}: {numbers}")
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(help="scenes:COUNT, coco:ROOT, coco-train:ROOT, web:GLOB or csv:PATH")],
+    out: Annotated[Path, typer.Argument(help="the pair to write, .safetensors; its loss curve lies beside it as CSV")],
+    network: str = "scenes-ViT-32",
+    pretrained: str = "default",
+    pooling: Annotated[str, typer.Option(help="attention, average, max or masked_max")] = "masked_max",
+    mask: Annotated[str, typer.Option(help="a timm ViT whose attention masks, for masked_max")] = "vit_base_patch16_224.dino",
+    mask_checkpoint: Annotated[str, typer.Option(help="a local file, e.g. MoCo v3's, or 'random'")] = "default",
+    cache: Annotated[str, typer.Option(help="folder of the pooled-feature cache")] = "runs/cache",
+    views: Annotated[
+        int, typer.Option(help="augmented views of each image; the paper augments afresh in each of 10 epochs")
+    ] = 1,
+    epochs: int = 10,
+    batch_size: int = 1024,
+    lr: float = 1e-4,
+    init: Annotated[str, typer.Option(help="random, or clip for a copy of CLIP's own pair")] = "random",
+    seed: int = 0,
+    workers: int = 2,
+    device: str = "cpu",
+):
+    """Train a pair of projections by masked max pooling (§3.3); `torchrun --no-python eclip train …` uses several GPUs."""
+    import torch.distributed as dist
+
+    import eclip_lib as eclip
+    from eclip_lib import cache as caching
+    from eclip_lib import training
+    from eclip_lib.datasets.pairs import load_pairs
+
+    pairs, clip = load_pairs(data), eclip.load_clip(network, pretrained, device)
+    masks = {}
+    if pooling == "masked_max":
+        masks = {"mask": eclip.load_attention(mask, None if mask_checkpoint == "random" else mask_checkpoint, device)}
+        pooling = "masked_max:mask"
+    features = caching.cache_features(clip, pairs, cache, masks, views, seed=seed, workers=workers)
+    if "RANK" in os.environ:
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    pair, history = training.train_pair(clip, features, pooling, epochs, batch_size, lr, seed=seed, init=init)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        pair.save(out)
+        history.to_csv(out.with_suffix(".csv"), index=False)
+        print(f"{len(features)} pairs, loss {history['loss'].iloc[0]:.3f} to {history['loss'].iloc[-1]:.3f}; {out}")
 
 
 @app.command()

@@ -228,6 +228,36 @@ def test_mistakes_are_named(clip, cached):
         training.train_pair(eclip.load_clip("scenes-RN", None), cached, "max")
 
 
+def test_eclip_train_makes_a_pair_that_explains(clip, tmp_path):
+    from typer.testing import CliRunner
+
+    from eclip_lib import cli
+
+    out = tmp_path / "pair.safetensors"
+    options = [
+        "--mask",
+        "vit_tiny_patch16_224",
+        "--mask-checkpoint",
+        "random",
+        "--cache",
+        tmp_path,
+        "--batch-size",
+        4,
+        "--epochs",
+        2,
+    ]
+    result = CliRunner().invoke(cli.app, ["train", "scenes:8", str(out), "--workers", "0", *map(str, options)])
+    assert result.exit_code == 0, result.output
+    trained = eclip.load_clip("scenes-ViT-32")
+    pair = eclip.Projection.load(out, trained)
+    assert pair.metadata["pooling"] == "masked_max:mask" and out.with_suffix(".csv").exists()
+    maps = eclip.explainer("eclip", trained, projection=pair)(
+        torch.randn(1, 3, 224, 224), trained.encode_text("a photo of the star")
+    )
+    assert maps.shape == (1, 1, 7, 7)
+    assert "names no image-caption pairs" in str(CliRunner().invoke(cli.app, ["train", "gcc3m", str(out)]).exception)
+
+
 RANK = """
 import sys, torch, torch.distributed as dist
 import eclip_lib as eclip

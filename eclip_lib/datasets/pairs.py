@@ -17,6 +17,17 @@ from . import scenes
 from .base import read_image
 
 
+def load_pairs(where):
+    """A source from one word: "scenes:4000", "coco:ROOT" (its val2017 captions; "coco-train:ROOT" the training ones), "web:GLOB of
+    tar files" or "csv:PATH". Raises ValueError, FileNotFoundError."""
+    kind, _, place = where.partition(":")
+    sources = {"scenes": lambda p: ScenePairs(int(p)), "coco": CocoPairs, "coco-train": lambda p: CocoPairs(p, "train2017"),
+               "web": WebPairs, "csv": CsvPairs}  # fmt: skip
+    if kind not in sources or not place:
+        raise ValueError(f"{where!r} names no image-caption pairs; write one of {', '.join(f'{k}:…' for k in sources)}")
+    return sources[kind](place)
+
+
 def _chunks(count, size):
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
