@@ -18,7 +18,7 @@ def explain(
     photo: Annotated[str, typer.Argument(help="a picture, a folder or a glob")],
     texts: Annotated[list[str], typer.Argument(help="one or more texts, e.g. 'a photo of the dog'")],
     network: Annotated[str, typer.Option(help="an open_clip model name, or a demo network")] = "scenes-ViT-32",
-    method: Annotated[str, typer.Option(help="clip, rclip, eclip, grad_cam or bi_model")] = "rclip",
+    method: Annotated[str, typer.Option(help="clip, rclip, eclip, grad_cam, bi_model, mask_clip, sclip or rollout")] = "rclip",
     pretrained: Annotated[str, typer.Option(help="an open_clip tag or a checkpoint")] = "default",
     projection: Annotated[str | None, typer.Option(help="a trained pair, for eclip")] = None,
     out: Annotated[str, typer.Option(help="the overlay to write, or a folder for several")] = "heat.png",

@@ -193,13 +193,17 @@ class Attention:
     weights: torch.Tensor
 
 
-def residual_block(block, x):
-    """One residual block of a ViT, spelled out: [B, N, C] -> ([B, N, C], `Attention`). Equal to `block(x)`."""
+def residual_block(block, x, mix=None):
+    """One residual block of a ViT, spelled out: [B, N, C] -> ([B, N, C], `Attention`). Equal to `block(x)`, unless `mix`
+    says otherwise what the tokens take from each other: a function of the `Attention` -> [B, heads, N, d] (default: weights @
+    values)."""
     attn = block.attn
     q, k, v = (_heads(z, attn.num_heads) for z in F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1))
     weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-    x = x + block.ls_1(attn.out_proj((weights @ v).transpose(1, 2).flatten(2)))
-    return x + block.ls_2(block.mlp(block.ln_2(x))), Attention(q, k, v, weights)
+    inside = Attention(q, k, v, weights)
+    mixed = weights @ v if mix is None else mix(inside)
+    x = x + block.ls_1(attn.out_proj(mixed.transpose(1, 2).flatten(2)))
+    return x + block.ls_2(block.mlp(block.ln_2(x))), inside
 
 
 # ---------------------------------------------------------------------------------------------------- loading

@@ -95,3 +95,45 @@ def test_a_method_that_does_not_fit_says_so():
         eclip.explainer("bi_model", eclip.load_clip("scenes-RN", None))
     with pytest.raises(ValueError, match="'last' or 'all'"):
         eclip.explainer("bi_model", eclip.load_clip("scenes-ViT-32", None), layers="first")
+
+
+@torch.no_grad()
+def by_hand(clip, image, method):
+    """Tokens of one image through all blocks, the last one as the method's paper says, head by head -> (tokens, flow)."""
+    visual = clip.model.visual
+    x, blocks, flow = visual._embeds(image[None])[0], visual.transformer.resblocks, torch.eye(50)
+    for number, block in enumerate(blocks):
+        y, attn, out, maps = block.ln_1(x), block.attn, [], []
+        q, k, v = (y @ attn.in_proj_weight.T + attn.in_proj_bias).chunk(3, -1)
+        d = q.shape[-1] // attn.num_heads
+        for s in range(0, q.shape[-1], d):
+            h = slice(s, s + d)
+            soft = lambda a, b, h=h: (a[:, h] @ b[:, h].T / d**0.5).softmax(-1)  # noqa: E731
+            weights = soft(q, k)
+            maps.append(weights)
+            if number == len(blocks) - 1 and method == "mask_clip":
+                weights = torch.eye(len(x))
+            if number == len(blocks) - 1 and method == "sclip":
+                weights = soft(q, q) + soft(k, k)
+            out.append(weights @ v[:, h])
+        flow = (0.5 * sum(maps) / len(maps) + 0.5 * torch.eye(50)) @ flow
+        x = x + attn.out_proj(torch.cat(out, -1))
+        x = x + block.mlp(block.ln_2(x))
+    return visual.ln_post(x)[1:], flow
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["mask_clip", "sclip", "rollout"])
+def test_dense_methods_equal_the_slow_version(method):
+    clip = eclip.load_clip("scenes-ViT-32", None)
+    text, batch = clip.encode_text(TEXTS), images(clip)
+    maps = eclip.explainer(method, clip)(batch, text)
+    assert maps.shape == (2, 3, 7, 7)
+    for b in range(2):
+        tokens, flow = by_hand(clip, batch[b], method)
+        for t in range(3):
+            cosine = torch.cosine_similarity(clip.projection.image(tokens), clip.projection.text(text[t])[None], dim=-1)
+            slow = flow[0, 1:] if method == "rollout" else cosine
+            torch.testing.assert_close(maps[b, t].flatten(), slow, atol=1e-5, rtol=1e-3)
+    with pytest.raises(ValueError, match="scenes-RN is none"):
+        eclip.explainer(method, eclip.load_clip("scenes-RN", None))

@@ -5,10 +5,12 @@ may also offer `.pairs(images, text, index [P, 2]) -> [P, h, w]` for selected (i
 those alone. A new method is one small file and one line here."""
 
 from .bi_model import bi_model
+from .dense import mask_clip, rollout, sclip
 from .grad_cam import grad_cam
 from .similarity_maps import clip, eclip, rclip
 
-REGISTRY = {"clip": clip, "rclip": rclip, "eclip": eclip, "grad_cam": grad_cam, "bi_model": bi_model}
+REGISTRY = {"clip": clip, "rclip": rclip, "eclip": eclip, "grad_cam": grad_cam, "bi_model": bi_model,
+            "mask_clip": mask_clip, "sclip": sclip, "rollout": rollout}  # fmt: skip
 
 
 def explainer(method, clip, **options):
