@@ -108,7 +108,7 @@ def by_hand(clip, image, method):
         d = q.shape[-1] // attn.num_heads
         for s in range(0, q.shape[-1], d):
             h = slice(s, s + d)
-            soft = lambda a, b, h=h: (a[:, h] @ b[:, h].T / d**0.5).softmax(-1)  # noqa: E731
+            soft = lambda a, b, h=h, d=d: (a[:, h] @ b[:, h].T / d**0.5).softmax(-1)  # noqa: E731
             weights = soft(q, k)
             maps.append(weights)
             if number == len(blocks) - 1 and method == "mask_clip":
