@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -158,9 +159,13 @@ def train(
     if pooling == "masked_max":
         masks = {"mask": eclip.load_attention(mask, None if mask_checkpoint == "random" else mask_checkpoint, device)}
         pooling = "masked_max:mask"
+    if "RANK" in os.environ:  # under torchrun: the first rank fills the cache, the others find it full
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(days=7))
+        if dist.get_rank() > 0:
+            dist.barrier()
     features = caching.cache_features(clip, pairs, cache, masks, views, seed=seed, workers=workers)
-    if "RANK" in os.environ:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if dist.is_initialized() and dist.get_rank() == 0:
+        dist.barrier()
     pair, history = training.train_pair(clip, features, pooling, epochs, batch_size, lr, seed=seed, init=init)
     if not dist.is_initialized() or dist.get_rank() == 0:
         pair.save(out)

@@ -5,8 +5,15 @@ Colours as in the paper: foreground red, background blue (`cmap="cividis"` is sa
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 CMAP = "jet"
+
+
+def notebook_style():
+    """Figures in notebooks as small JPEGs: a committed notebook stays under 1 MB."""
+    plt.rcParams["figure.dpi"] = 72
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75})
 
 
 def overlay(image, heat=None, ax=None, title=None, cmap=CMAP, alpha=0.5):
