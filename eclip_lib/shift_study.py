@@ -164,8 +164,8 @@ def verdict(table, link):
         ].iloc[0]
         direction = "B2F outnumbers F2B" if all_sizes["B2F"] > all_sizes["F2B"] else "F2B outnumbers B2F"
         relation = (
-            "images with more shift are more opposite" if r["rho_high"] < 0
-            else "images with more shift are less opposite" if r["rho_low"] > 0
+            "images with more shift are more opposite" if round(r["rho_high"], 2) < 0
+            else "images with more shift are less opposite" if round(r["rho_low"], 2) > 0
             else "shift does not predict mSC"
         )  # fmt: skip
         turned = "positive" if r["kept_low"] > 0 else "negative" if r["kept_high"] < 0 else "undecided"
