@@ -59,12 +59,19 @@ def score_contrast(maps, masks, void=None):
     maps: [..., H, W] in [0, 1]. masks, void: bool [..., H, W]. Returns [...] float64 in [-1, 1]; nan where there is no
     foreground or no background pixel."""
     _check(maps, masks, void)
-    valid = None if void is None else ~void
-    foreground = masks if void is None else masks & valid
-    everything = (maps if void is None else maps * valid).sum((-2, -1), dtype=torch.float64)
-    pixels = maps.shape[-2] * maps.shape[-1] if void is None else valid.sum((-2, -1))
-    inside, count = (maps * foreground).sum((-2, -1), dtype=torch.float64), foreground.sum((-2, -1))
-    return inside / count - (everything - inside) / (pixels - count)  # 0 / 0 is nan
+    maps, foreground = maps.float(), (masks if void is None else masks & ~void).float()
+
+    def total(rows):  # rows are summed in float32, which keeps counts exact, then added in float64
+        return rows.sum(-1, dtype=torch.float64)
+
+    inside, count = total(torch.linalg.vecdot(maps, foreground)), total(foreground.sum(-1))
+    if void is None:
+        everything, pixels = total(maps.sum(-1)), maps.shape[-2] * maps.shape[-1]
+    else:
+        valid = (~void).float()
+        everything, pixels = total(torch.linalg.vecdot(maps, valid)), total(valid.sum(-1))
+    contrast = inside / count - (everything - inside) / (pixels - count)
+    return contrast.masked_fill((count == 0) | (count == pixels), torch.nan)
 
 
 def average_precision(scores, labels):
