@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import nn
 
+from . import demo
 from .clip import embed_vit, residual_block
 from .weights import read_checkpoint
 
@@ -30,7 +31,7 @@ class SelfAttention(nn.Module):
             )
         self.model, self.name = model.eval().requires_grad_(False), name
         self.grid, self.size = tuple(model.patch_embed.grid_size), model.patch_embed.img_size[0]
-        config = model.pretrained_cfg or {}
+        config = getattr(model, "pretrained_cfg", None) or {}
         for key, fallback in (("mean", timm.data.IMAGENET_DEFAULT_MEAN), ("std", timm.data.IMAGENET_DEFAULT_STD)):
             self.register_buffer(key, torch.tensor(config.get(key) or fallback).view(3, 1, 1))
 
@@ -61,6 +62,13 @@ def resize_attention(attention, source, target):
     )
 
 
+def pixel_saliency(images, grid):
+    """A mask that needs no model: how far each cell's mean colour lies from the image's median cell. images: [B, 3, S, S] in
+    [0, 1], not normalised. Returns [B, N], N = h*w of `grid`."""
+    cells = F.adaptive_avg_pool2d(images, grid).flatten(2)
+    return (cells - cells.median(-1, keepdim=True).values).norm(dim=1)
+
+
 @torch.no_grad()
 def clip_attention(clip, images):
     """CLIP's own last-layer attention (Fig. 2b): preprocessed images [B, 3, S, S] -> A [B, N]. ViTs only."""
@@ -86,10 +94,15 @@ def moco_v3_state(state):
 def load_attention(network, checkpoint="default", device="cpu"):
     """A self-supervised ViT for its attention.
 
-    network: a timm model name, "vit_base_patch16_224.dino" among them. checkpoint: "default" (timm's weights), a local file
-    (MoCo v3's official format, or timm's names), or None for random weights. Raises ValueError, FileNotFoundError."""
+    network: a timm model name, "vit_base_patch16_224.dino" among them, or one of the demo's (`demo.ATTENTIONS`). checkpoint: "default"
+    (timm's weights; the demo's bundled ones), a local file (MoCo v3's official format, or timm's names), or None for random
+    weights. Raises ValueError, FileNotFoundError."""
     try:
-        model = timm.create_model(network, pretrained=checkpoint == "default", num_classes=0)
+        if network in demo.ATTENTIONS:
+            model = demo.attention_model()
+            checkpoint = demo.checkpoint(network) if checkpoint == "default" else checkpoint
+        else:
+            model = timm.create_model(network, pretrained=checkpoint == "default", num_classes=0)
     except Exception as error:
         raise ValueError(
             f"{network} could not be made with {'its weights' if checkpoint == 'default' else 'random weights'}: they are neither in "

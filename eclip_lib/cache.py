@@ -10,18 +10,21 @@ import json
 import os
 import random
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import timm.data
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from .pooling import pool
+
+GROUND_TRUTH = "ground truth"
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,9 @@ def augmentation(clip, kind="deit"):
 class _Views(TorchDataset):
     """The views of one part; each is seeded by its own key, so that workers and restarts make no difference."""
 
-    def __init__(self, source, items, transform, seed, views):
+    def __init__(self, source, items, transform, seed, views, masks):
         self.source, self.items, self.transform, self.seed, self.views = source, items, transform, seed, views
+        self.masks = masks  # whether the source's own masks come along
 
     def __len__(self):
         return len(self.items) * self.views
@@ -73,31 +77,37 @@ class _Views(TorchDataset):
         number = int.from_bytes(hashlib.sha256(f"{self.seed} {key} {index % self.views}".encode()).digest()[:4], "big")
         random.seed(number), np.random.seed(number), torch.manual_seed(number)
         try:
-            return self.transform(self.source.open(payload)), caption
+            return self.transform(self.source.open(payload)), caption, self.masks and self.source.mask(payload)
         except Exception:  # a web dataset has broken images: skipped and counted
             return None
 
 
 @torch.no_grad()
-def _encode(clip, backbones, source, part, transform, seed, views, batch_size, workers):
+def _encode(clip, backbones, source, part, transform, about, workers):
     items, columns, skipped = list(source.read(part)), {}, 0
-    loader = DataLoader(_Views(source, items, transform, seed, views), batch_size, num_workers=workers, collate_fn=list)
+    views = _Views(source, items, transform, about["seed"], about["views"], GROUND_TRUTH in backbones)
     mean, std = (torch.tensor(s).view(3, 1, 1) for s in clip.statistics)
-    for batch in loader:
+    for batch in DataLoader(views, about["batch_size"], num_workers=workers, collate_fn=list):
         good = [pair for pair in batch if pair is not None]
         skipped += len(batch) - len(good)
         if not good:
             continue
-        images = torch.stack([image for image, _ in good])
+        images, captions, truths = zip(*good, strict=True)
+        images = torch.stack(images)
         features = clip.encode_image(images)
+        if about["reads"] == "tokens":
+            features = replace(features, feature_map=None)
         rows = pool(features, ["attention", "average", "max"])
         for name, backbone in backbones.items():
-            attention = backbone((images * std + mean).to(clip.device), features.grid)
+            if name == GROUND_TRUTH:
+                attention = F.adaptive_avg_pool2d(torch.stack(truths).float(), features.grid).flatten(1).to(clip.device)
+            else:
+                attention = backbone((images * std + mean).to(clip.device), features.grid)
             rows[f"masked_max:{name}"] = pool(features, "masked_max", attention)
-        rows["text"] = clip.encode_text([caption for _, caption in good])
+        rows["text"] = clip.encode_text(list(captions))
         for name, tensor in rows.items():
             columns.setdefault(name, []).append(tensor.float().cpu())
-    return {name: torch.cat(parts).contiguous() for name, parts in columns.items()}, len(items) * views - skipped, skipped
+    return {name: torch.cat(parts).contiguous() for name, parts in columns.items()}, len(views) - skipped, skipped
 
 
 def _write(path, data):
@@ -128,27 +138,33 @@ def _intact(shard):
     return False
 
 
-def cache_features(clip, source, folder, masks=None, views=1, augment="deit", seed=0, batch_size=64, workers=0):
+def cache_features(
+    clip, source, folder, masks=None, views=1, augment="deit", seed=0, batch_size=64, workers=0, reads=None, description=None
+):
     """Encode every pair of a source once -> `Cache` with the columns "attention", "average", "max", "masked_max:<mask>".
 
-    source: see `datasets.pairs`. masks: {name: SelfAttention}, applied to the same view. views: augmented copies of each image.
-    Resumes: whole shards are kept, missing or damaged ones are made. Raises OSError where the disk is full."""
-    masks = masks or {}
+    source: see `datasets.pairs`. masks: {name: SelfAttention, or another module of (images in [0, 1], grid) -> [B, N]}, applied to the
+    same view; under the name "ground truth" (any value) the source's own masks, without augmentation only. views: augmented copies of
+    each image. reads: what is pooled, "feature_map" or "tokens" (default: `clip.pools`; they differ on ResNets).
+    Resumes: whole shards are kept, missing or damaged ones are made. Raises OSError where the disk is full, ValueError."""
+    masks, reads = masks or {}, reads or clip.pools
+    if GROUND_TRUTH in masks and (augment is not None or not hasattr(source, "mask")):
+        raise ValueError("ground-truth masks need a source that has them (scenes) and augment=None")
     about = {
         "network": clip.network, "weights": clip.pretrained, "model": _digest(clip.model), "pairs": source.about,
-        "masks": {name: [backbone.name, _digest(backbone)] for name, backbone in masks.items()},
+        "masks": {name: [getattr(backbone, "name", name), _digest(backbone)] for name, backbone in masks.items()},
         "columns": ["attention", "average", "max", *(f"masked_max:{name}" for name in masks)],
-        "reads": clip.pools,
+        "reads": reads,
         "views": views, "augment": augment, "seed": seed, "batch_size": batch_size,
     }  # fmt: skip
     text = json.dumps(about, sort_keys=True, default=list)
     folder = Path(folder, hashlib.sha256(text.encode()).hexdigest()[:12])
     folder.mkdir(parents=True, exist_ok=True)
     transform, shards, skipped = augmentation(clip, augment), [], 0
-    for number, part in enumerate(tqdm(source.parts, desc="caching features", unit="shard")):
+    for number, part in enumerate(tqdm(source.parts, desc=description or "caching features", unit="shard")):
         shard = folder / f"{number:05d}.safetensors"
         if not _intact(shard):
-            columns, count, broken = _encode(clip, masks, source, part, transform, seed, views, batch_size, workers)
+            columns, count, broken = _encode(clip, masks, source, part, transform, about, workers)
             data = save(columns)
             note = {"pairs": count, "skipped": broken, "sha256": hashlib.sha256(data).hexdigest()}
             shard.with_suffix(".json").unlink(missing_ok=True)
@@ -163,6 +179,6 @@ def cache_features(clip, source, folder, masks=None, views=1, augment="deit", se
 
 def _digest(module):
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(module.state_dict().items()) if isinstance(module, torch.nn.Module) else ():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -201,9 +201,13 @@ def residual_block(block, x, mix=None):
     q, k, v = (_heads(z, attn.num_heads) for z in F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1))
     weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
     inside = Attention(q, k, v, weights)
-    mixed = weights @ v if mix is None else mix(inside)
-    x = x + block.ls_1(attn.out_proj(mixed.transpose(1, 2).flatten(2)))
+    x = x + attention_output(block, weights @ v if mix is None else mix(inside))
     return x + block.ls_2(block.mlp(block.ln_2(x))), inside
+
+
+def attention_output(block, mixed):
+    """What a block's attention adds to its residual stream, given what its heads took together [B, heads, N, d] -> [B, N, C]."""
+    return block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
 
 
 # ---------------------------------------------------------------------------------------------------- loading

@@ -2,6 +2,7 @@
 
     scenes-ViT-32   7x7 tokens, like ViT-B/32     scenes-ViT-16   14x14 tokens, like ViT-B/16
     scenes-RN       ModifiedResNet, 7x7, like ResNet50
+    scenes-DINO, scenes-MoCo    self-supervised, attention only (`attention.load_attention`), 14x14
 
 Their text tower reads a vocabulary of the words that captions of scenes use (open_clip's stock vocabulary would cost
 49,408 rows a checkpoint). Checkpoints and their cards lie in `data/demo/`.
@@ -12,6 +13,8 @@ import json
 import tempfile
 from functools import cache
 from pathlib import Path
+
+from timm.models.vision_transformer import VisionTransformer
 
 from .datasets import scenes
 
@@ -29,6 +32,15 @@ NETWORKS = {
         "text_cfg": _text,
     },
 }
+
+# the self-supervised models: a timm ViT as wide and deep as scenes-ViT-16
+ATTENTION = {"img_size": scenes.SIZE, "patch_size": 16, "embed_dim": 128, "depth": 4, "num_heads": 4, "num_classes": 0}
+ATTENTIONS = ["scenes-DINO", "scenes-MoCo"]
+
+
+def attention_model():
+    """The self-supervised models' architecture with random weights; it reads crops of other sizes too."""
+    return VisionTransformer(**ATTENTION, dynamic_img_size=True)
 
 
 @cache

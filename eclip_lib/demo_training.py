@@ -24,7 +24,7 @@ from .clip import load_clip
 from .datasets import load_dataset, scenes
 from .datasets.captions import write_scenes
 
-SCENES, LEVELS = 100_000, ("plain", "cluttered")
+SCENES, LEVELS = scenes.PRETRAINING, ("plain", "cluttered")
 RECIPE = {"train-num-samples": SCENES, "batch-size": 64, "opt": "timm/nmuon", "lr": 2e-3, "wd": 0.1, "beta1": 0.9, "beta2": 0.98,
           "eps": 1e-6, "warmup": 100, "grad-clip-norm": 1.0, "precision": "fp32"}  # fmt: skip
 NETWORKS = {"scenes-ViT-32": RECIPE, "scenes-ViT-16": RECIPE | {"precision": "amp_bf16"},

@@ -56,33 +56,40 @@ def prompts(dataset, clip):
 def evaluate(explainer, dataset, clip, workers=0, batch_size=32, normalize="after", description=None, observe=None):
     """Score an explainer on every (image, class present) pair of a dataset.
 
-    explainer: see `explainers`. workers: processes that decode images. normalize: Eq. 5's order, see `itsm`. observe: called
+    explainer: see `explainers`; or {name: explainer}, scored in one pass over the images, those that need nothing but CLIP's
+    features in one forward pass. workers: processes that decode images. normalize: Eq. 5's order, see `itsm`. observe: called
     with the scored maps [P, H, W], masks and void (or None) of images of one size, for statistics of one's own in the same pass.
-    Streams: memory does not grow with the dataset. Returns a DataFrame, one row a pair: image_id, class_name, iou (best over thresholds),
-    threshold, score_contrast (nan where the image has no background), foreground (share of the pixels that count, which is
-    also the IoU of the all-foreground map)."""
+    Streams: memory does not grow with the dataset. Returns a DataFrame (or {name: DataFrame}), one row a pair: image_id, class_name,
+    iou (best over thresholds), threshold, score_contrast (nan where the image has no background), foreground (share of the pixels
+    that count, which is also the IoU of the all-foreground map)."""
     text, number = prompts(dataset, clip), {name: k for k, name in enumerate(dataset.classes)}
-    rows = []
+    methods = explainer if isinstance(explainer, dict) else {"": explainer}
+    rows = {name: [] for name in methods}
     for batch in batches(dataset, clip, batch_size, workers, description or "evaluating"):
         images = torch.stack([prepared for _, prepared, *_ in batch]).to(clip.device, non_blocking=True)
         index = [(i, number[name]) for i, (_, _, names, *_) in enumerate(batch) for name in names]
         if not index:
             continue
-        index = torch.tensor(index, device=clip.device)
-        if hasattr(explainer, "pairs"):
-            maps = explainer.pairs(images, text, index).detach()
-        else:
-            with torch.no_grad():
-                maps = explainer(images, text)[index[:, 0], index[:, 1]]
-        maps = iter(maps.split([len(names) for _, _, names, *_ in batch]))
-        by_size = defaultdict(list)  # images of one size are scored together
-        for image_id, _, names, masks, void in batch:
-            scored = next(maps)
-            if names:
-                by_size[masks.shape[1:]].append((image_id, names, scored, masks, void))
-        for size, group in by_size.items():
-            rows += _score(size, group, normalize, observe)
-    return pd.DataFrame(rows, columns=COLUMNS)
+        index, features = torch.tensor(index, device=clip.device), None
+        for method, explain in methods.items():
+            with torch.set_grad_enabled(hasattr(explain, "pairs")):
+                if hasattr(explain, "pairs"):
+                    maps = explain.pairs(images, text, index).detach()
+                elif hasattr(explain, "of_features"):
+                    features = features or clip.encode_image(images)
+                    maps = explain.of_features(features, text)[index[:, 0], index[:, 1]]
+                else:
+                    maps = explain(images, text)[index[:, 0], index[:, 1]]
+            maps = iter(maps.split([len(names) for _, _, names, *_ in batch]))
+            by_size = defaultdict(list)  # images of one size are scored together
+            for image_id, _, names, masks, void in batch:
+                scored = next(maps)
+                if names:
+                    by_size[masks.shape[1:]].append((image_id, names, scored, masks, void))
+            for size, group in by_size.items():
+                rows[method] += _score(size, group, normalize, observe)
+    frames = {name: pd.DataFrame(lines, columns=COLUMNS) for name, lines in rows.items()}
+    return frames if isinstance(explainer, dict) else frames[""]
 
 
 def _score(size, group, normalize, observe):

@@ -72,7 +72,7 @@ def learning_rate(step, steps, per_epoch, lr):
 def contrastive_loss(pair, image, text, scale, loss=None):
     """Eq. 9: symmetric InfoNCE between F_mc φ̂_i and F_t φ̂_t. image: [n, C], text: [n, Ct], pooled and before the projection."""
     loss = loss or ClipLoss()
-    image, text = pair(image, text)
+    image, text = (pair.image(image), pair.text(text)) if isinstance(pair, Projection) else pair(image, text)
     return loss(F.normalize(image, dim=-1), F.normalize(text, dim=-1), scale)
 
 
@@ -136,6 +136,16 @@ def train_pair(
     pair.metadata = {"network": clip.network, "weights": clip.pretrained, "pooling": pooling, "data": json.dumps(cache.about["pairs"], default=list),
                      "settings": json.dumps(settings), "commit": _commit()}  # fmt: skip
     return pair.requires_grad_(False), pd.DataFrame(history)
+
+
+@torch.no_grad()
+def validation_loss(clip, cache, pair, pooling, batch_size=256):
+    """Eq. 9 on a cache of held-out pairs, mean over its full batches (rows in order)."""
+    image, text = (torch.cat(parts) for parts in zip(*(cache.read(shard, pooling) for shard in cache.shards), strict=True))
+    full = max(1, len(text) // batch_size)
+    chunks = zip(image.split(batch_size)[:full], text.split(batch_size)[:full], strict=True)
+    values = [contrastive_loss(pair, i.to(clip.device), t.to(clip.device), clip.logit_scale) for i, t in chunks]
+    return float(sum(values) / full)
 
 
 def _commit():

@@ -140,3 +140,15 @@ def test_pixel_shares_by_hand():
     shares = pixel_shares(heat, mask, torch.tensor([[[False, True], [False, False]]]), bins=2)
     assert shares.tolist() == [[[0.5, 0.5], [0.0, 1.0]]]
     assert pixel_shares(heat, torch.ones_like(mask), bins=2)[0, 1].isnan().all()
+
+
+def test_several_explainers_in_one_pass_score_as_each_alone():
+    clip, dataset = eclip.load_clip("scenes-ViT-32", None), eclip.load_dataset("scenes", limit=5)
+    methods = {name: eclip.explainer(name, clip) for name in ("clip", "rclip", "mask_clip", "bi_model")}
+    calls, encode = [], clip.encode_image
+    clip.encode_image = lambda images: calls.append(1) or encode(images)
+    together = eclip.evaluate({name: methods[name] for name in ("clip", "rclip")}, dataset, clip)
+    assert len(calls) == 1  # one forward pass for both
+    together |= eclip.evaluate({name: methods[name] for name in ("mask_clip", "bi_model")}, dataset, clip)
+    for name, explain in methods.items():
+        pd.testing.assert_frame_equal(together[name], eclip.evaluate(explain, dataset, clip))

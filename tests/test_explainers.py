@@ -137,3 +137,88 @@ def test_dense_methods_equal_the_slow_version(method):
             torch.testing.assert_close(maps[b, t].flatten(), slow, atol=1e-5, rtol=1e-3)
     with pytest.raises(ValueError, match="scenes-RN is none"):
         eclip.explainer(method, eclip.load_clip("scenes-RN", None))
+
+
+def heads_of(block, y):
+    """Queries, keys and values of one image's tokens, head by head."""
+    attn = block.attn
+    q, k, v = (y @ attn.in_proj_weight.T + attn.in_proj_bias).chunk(3, -1)
+    d = q.shape[-1] // attn.num_heads
+    return [[z[:, s : s + d] for z in (q, k, v)] for s in range(0, q.shape[-1], d)]
+
+
+def slow_two_paths(clip, image, method):
+    """The network's own path and the second one of the last two of four blocks -> (second path's tokens, own class token)."""
+    visual = clip.model.visual
+    x = visual._embeds(image[None])[0]
+    second = None
+    for number, block in enumerate(visual.transformer.resblocks):
+        y, own, other = block.ln_1(x), [], []
+        if number == 2:
+            second = x.clone()
+        sharp = y.norm(dim=-1).mean()
+        for q, k, v in heads_of(block, y):
+            d = q.shape[-1]
+            own.append((q @ k.T / d**0.5).softmax(-1) @ v)
+            if method == "clip_surgery":
+                other.append((v @ v.T / d**0.5).softmax(-1) @ v)
+            else:
+                mean = 0
+                for z in (q, k, v):
+                    for _ in range(2):  # the first time to gather, the second time to say who takes whose value
+                        z = z / z.norm(dim=-1, keepdim=True)
+                        weights = (z @ z.T * sharp / d**0.5).softmax(-1)
+                        z = weights @ z
+                    mean = mean + weights @ v / 3
+                other.append(mean)
+        if number >= 2:
+            second = second + block.attn.out_proj(torch.cat(other, -1))
+        x = x + block.attn.out_proj(torch.cat(own, -1))
+        x = x + block.mlp(block.ln_2(x))
+    return visual.ln_post(second)[1:], visual.ln_post(x)[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["clip_surgery", "gem"])
+def test_two_path_methods_equal_the_slow_version(method):
+    clip = eclip.load_clip("scenes-ViT-32", None)
+    text, batch = clip.encode_text(TEXTS), images(clip)
+    maps = eclip.explainer(method, clip)(batch, text)
+    unit = lambda z: z / z.norm(dim=-1, keepdim=True)  # noqa: E731
+    words = unit(clip.projection.text(text))
+    for b in range(2):
+        tokens, class_token = slow_two_paths(clip, batch[b], method)
+        patches = unit(clip.projection.image(tokens))
+        slow = patches @ words.T
+        if method == "clip_surgery":  # element-wise products of token and text, less their mean over the texts
+            probability = (2 * unit(clip.projection.image(class_token)) @ words.T).softmax(-1)
+            products = patches[:, None] * words[None] * (probability / probability.mean())[None, :, None]
+            slow = (products - products.mean(1, keepdim=True)).sum(-1)
+        torch.testing.assert_close(maps[b].flatten(1), slow.T, atol=1e-5, rtol=1e-3)
+    alone = eclip.explainer(method, clip)(batch, text[:1])
+    assert alone.std() > 0
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_legrad_equals_the_slow_version(layers):
+    clip = eclip.load_clip("scenes-ViT-32", None)
+    text, batch, visual = clip.encode_text(TEXTS), images(clip), clip.model.visual
+    maps = eclip.explainer("legrad", clip, layers=layers)(batch, text)
+    for b in range(2):
+        for t in range(3):
+            x, slow = visual._embeds(batch[b][None].clone().requires_grad_())[0], 0
+            for number, block in enumerate(visual.transformer.resblocks):
+                inside = heads_of(block, block.ln_1(x))
+                weights = [(q @ k.T / q.shape[-1] ** 0.5).softmax(-1) for q, k, _ in inside]
+                x = x + block.attn.out_proj(torch.cat([w @ v for w, (_, _, v) in zip(weights, inside, strict=True)], -1))
+                x = x + block.mlp(block.ln_2(x))
+                if number >= 4 - layers:
+                    feature = clip.projection.image(visual.ln_post(x.mean(0)))
+                    cosine = torch.cosine_similarity(feature, clip.projection.text(text[t]), dim=-1)
+                    gradients = torch.autograd.grad(cosine, weights, retain_graph=True)
+                    slow = slow + sum(g.clamp_min(0).mean(0) for g in gradients) / len(gradients)
+            torch.testing.assert_close(maps[b, t].flatten(), slow[1:], atol=1e-7, rtol=1e-3)
+    with pytest.raises(ValueError, match="1 to 4"):
+        eclip.explainer("legrad", clip, layers=5)
+    with pytest.raises(ValueError, match="scenes-RN is none"):
+        eclip.explainer("legrad", eclip.load_clip("scenes-RN", None))

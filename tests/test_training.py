@@ -47,20 +47,41 @@ def content(cache):
 def test_the_cache_holds_what_pooling_each_pair_alone_gives(clip, tmp_path):
     backbone = eclip.load_attention("vit_tiny_patch16_224", None)
     source = ScenePairs(count=4, size=2)
-    cache = caching.cache_features(clip, source, tmp_path, {"tiny": backbone}, augment=None)
-    assert len(cache) == 4 and cache.columns == ["attention", "average", "max", "masked_max:tiny"]
+    masks = {"tiny": backbone, "ground truth": True}
+    cache = caching.cache_features(clip, source, tmp_path, masks, augment=None)
+    assert len(cache) == 4 and cache.columns == ["attention", "average", "max", "masked_max:tiny", "masked_max:ground truth"]
     rows = [pair for part in source.parts for pair in source.read(part)]
     for column in cache.columns:
         read = [cache.read(shard, column) for shard in cache.shards]
         image, text = (torch.cat(parts) for parts in zip(*read, strict=True))
-        for k, (_, picture, caption) in enumerate(rows):
+        for k, (_, scene, caption) in enumerate(rows):
+            picture = scene.image
             prepared = clip.preprocess(picture)[None]
             features = clip.encode_image(prepared)
             plain = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
             attention = backbone(plain, features.grid)
+            if column.endswith("ground truth"):  # a cell's share of foreground pixels
+                cells = [[(scene.labels[y : y + 32, x : x + 32] > 0).mean() for x in range(0, 224, 32)] for y in range(0, 224, 32)]
+                attention = torch.tensor(cells, dtype=torch.float32).flatten()[None]
             expected = eclip.pool(features, column.split(":")[0], attention)[0]
             torch.testing.assert_close(image[k], expected, atol=1e-4, rtol=1e-3)
             torch.testing.assert_close(text[k], clip.encode_text(caption)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_resnet_cache_reads_the_feature_map_or_the_tokens(tmp_path):
+    resnet, source = eclip.load_clip("scenes-RN", None), ScenePairs(count=2, size=2)
+    with torch.no_grad():
+        features = resnet.encode_image(torch.stack([resnet.preprocess(s.image) for _, s, _ in source.read(source.parts[0])]))
+    for reads, tokens in (("feature_map", features.feature_map), ("tokens", features.tokens)):
+        cache = caching.cache_features(resnet, source, tmp_path, augment=None, reads=reads)
+        torch.testing.assert_close(cache.read(cache.shards[0], "max")[0], tokens.amax(1), atol=1e-4, rtol=1e-3)
+        assert training.train_pair(resnet, cache, "max", epochs=1, batch_size=2)[0].reads == reads
+
+
+def test_ground_truth_masks_need_a_source_that_has_them(clip, tmp_path):
+    for source, augment in ((ScenePairs(count=2), "deit"), (object(), None)):
+        with pytest.raises(ValueError, match="ground-truth masks need"):
+            caching.cache_features(clip, source, tmp_path, {"ground truth": True}, augment=augment)
 
 
 def test_views_differ_and_workers_change_nothing(clip, tmp_path):

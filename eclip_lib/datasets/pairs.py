@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import torch
 import webdataset
 from PIL import Image
 
@@ -18,11 +19,18 @@ from .base import read_image
 
 
 def load_pairs(where):
-    """A source from one word: "scenes:4000", "coco:ROOT" (its val2017 captions; "coco-train:ROOT" the training ones), "web:GLOB of
-    tar files" or "csv:PATH". Raises ValueError, FileNotFoundError."""
+    """A source from one word: "scenes:3000" (none of which the mini CLIPs were trained on), "scenes-validation:1000", "coco:ROOT"
+    (its val2017 captions; "coco-train:ROOT" the training ones), "web:GLOB of tar files" or "csv:PATH". Raises ValueError,
+    FileNotFoundError."""
     kind, _, place = where.partition(":")
-    sources = {"scenes": lambda p: ScenePairs(int(p)), "coco": CocoPairs, "coco-train": lambda p: CocoPairs(p, "train2017"),
-               "web": WebPairs, "csv": CsvPairs}  # fmt: skip
+    sources = {
+        "scenes": lambda p: ScenePairs(int(p), start=scenes.PRETRAINING),
+        "scenes-validation": lambda p: ScenePairs(int(p), seed=scenes.SEEDS["validation"]),
+        "coco": CocoPairs,
+        "coco-train": lambda p: CocoPairs(p, "train2017"),
+        "web": WebPairs,
+        "csv": CsvPairs,
+    }
     if kind not in sources or not place:
         raise ValueError(f"{where!r} names no image-caption pairs; write one of {', '.join(f'{k}:…' for k in sources)}")
     return sources[kind](place)
@@ -58,10 +66,14 @@ class ScenePairs:
         """Rendered here: a caption names only what is visible."""
         for index in part:
             scene = scenes.sample(self.seed, index, self.levels[index % len(self.levels)], self.colours)
-            yield f"{index:09d}", scene.image, scenes.caption(scene, self.seed, index)
+            yield f"{index:09d}", scene, scenes.caption(scene, self.seed, index)
 
     def open(self, payload):
-        return payload
+        return payload.image
+
+    def mask(self, payload):
+        """Foreground of all objects, bool [1, 224, 224]."""
+        return torch.from_numpy(payload.labels > 0)[None]
 
 
 class WebPairs:

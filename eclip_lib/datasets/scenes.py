@@ -36,6 +36,7 @@ TYPICAL = {
 CLASSES = list(TYPICAL)
 COLOURINGS = ["typical", "mixed", "swapped"]
 SEEDS = {"train": 1, "validation": 2, "test": 3}  # the splits are disjoint because their seeds are
+PRETRAINING = 100_000  # scenes of the train split that the mini CLIPs were trained on; later ones are new to them
 SMALLEST = 240  # visible pixels below which an object is neither labelled nor named
 
 

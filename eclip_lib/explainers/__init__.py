@@ -7,10 +7,12 @@ those alone. A new method is one small file and one line here."""
 from .bi_model import bi_model
 from .dense import mask_clip, rollout, sclip
 from .grad_cam import grad_cam
+from .legrad import legrad
+from .parallel_path import clip_surgery, gem
 from .similarity_maps import clip, eclip, rclip
 
 REGISTRY = {"clip": clip, "rclip": rclip, "eclip": eclip, "grad_cam": grad_cam, "bi_model": bi_model,
-            "mask_clip": mask_clip, "sclip": sclip, "rollout": rollout}  # fmt: skip
+            "clip_surgery": clip_surgery, "mask_clip": mask_clip, "sclip": sclip, "gem": gem, "legrad": legrad, "rollout": rollout}  # fmt: skip
 
 
 def explainer(method, clip, **options):

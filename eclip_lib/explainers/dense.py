@@ -11,14 +11,15 @@ from ..clip import embed_vit, finish_vit, residual_block
 from ..itsm import similarity
 
 
-def _blocks(clip, method):
+def vit_blocks(clip, method):
+    """The residual blocks of a ViT. Raises ValueError on another network, in the method's name."""
     if not clip.is_vit:
         raise ValueError(f"{method} needs a ViT's attention; {clip.network} is none")
     return clip.model.visual.transformer.resblocks
 
 
 def _with_last_block(clip, method, mix):
-    *before, last = _blocks(clip, method)
+    *before, last = vit_blocks(clip, method)
     visual = clip.model.visual
 
     def explain(images, text):
@@ -44,7 +45,7 @@ def sclip(clip):
 
 
 def rollout(clip):
-    blocks, visual = _blocks(clip, "rollout"), clip.model.visual
+    blocks, visual = vit_blocks(clip, "rollout"), clip.model.visual
 
     def explain(images, text):
         x, flow = embed_vit(visual, images.to(clip.device)), None

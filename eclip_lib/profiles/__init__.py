@@ -12,10 +12,12 @@ import torch
 import yaml
 from PIL import Image
 
+from ..attention import load_attention
 from ..clip import load_clip
 from ..datasets import REGISTRY, load_dataset
 
 REPOSITORY = Path(__file__).parents[2]
+TRAINING = {"epochs", "batch_size", "lr", "weight_decay", "views", "augment"}
 UNCHANGED = "profile"  # a parameter's value that means: as the profile says
 
 
@@ -34,12 +36,26 @@ class Profile:
     workers: int
     device: str
     seed: int
+    masks: dict[str, str]  # name: timm or demo network, or "network=checkpoint"
+    pairs: str  # image-caption pairs that a new projection is trained on, see `datasets.pairs`
+    held_out: str | None  # pairs for the validation loss
+    training: dict  # epochs, batch_size, lr, weight_decay, views, augment: see `training` and `cache`
+    trainings: int  # seeds of a trained pair
     out: Path
     changed: list[str] = field(default_factory=list)
 
     def load_clip(self, network, pretrained=UNCHANGED):
         """The network with the profile's weights, on the profile's device."""
         return load_clip(network, self.pretrained if pretrained == UNCHANGED else pretrained, self.device)
+
+    def load_masks(self):
+        """{name: the self-supervised model whose attention is the mask}; random weights where CLIP's are."""
+        models = {}
+        for name, where in self.masks.items():
+            network, _, checkpoint = where.partition("=")
+            checkpoint = None if self.pretrained is None else checkpoint or "default"
+            models[name] = load_attention(network, checkpoint, self.device)
+        return models
 
     def load_dataset(self, name, limit=UNCHANGED):
         """A dataset under `root`: one folder for all, or "name=folder,name=folder"."""
@@ -148,10 +164,12 @@ def _checked(profile, path):
     for name in profile.datasets:
         if name not in REGISTRY:
             raise ValueError(f"{path}: no dataset {name!r}; there are {', '.join(REGISTRY)}")
-    for name, least in (("batch_size", 1), ("workers", 0), ("limit", 1), ("seed", 0)):
+    for name, least in (("batch_size", 1), ("workers", 0), ("limit", 1), ("seed", 0), ("trainings", 1)):
         value = getattr(profile, name)
         if not (value is None and name == "limit") and (not isinstance(value, int) or value < least):
             raise ValueError(f"{path}: {name} must be a whole number of at least {least}, not {value!r}")
+    if set(profile.training) != TRAINING:
+        raise ValueError(f"{path}: training has exactly the keys {sorted(TRAINING)}, not {sorted(profile.training)}")
     if not profile.networks or not profile.datasets:
         raise ValueError(f"{path}: name at least one network and one dataset")
     if profile.device.startswith("cuda") and not torch.cuda.is_available():

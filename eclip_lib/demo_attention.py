@@ -1,0 +1,239 @@
+"""How the demo's two self-supervised models were trained: DINO's and MoCo v3's objectives on unlabelled scenes.
+
+    python -m eclip_lib.demo_attention scenes-DINO
+
+Losses and heads are lightly's (`pip install -e '.[demo-models]'`). Neither captions nor masks are read. In a rendered scene the
+easiest thing two crops share is the background, and attention goes there; so each view shows the salient pixels of one
+scene before a window of another one (Ryali, Schwab and Morcos, "Characterizing and Improving the Robustness of Self-Supervised
+Learning through Background Augmentations", 2021), saliency being the distance from the image's median colour: no label.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import tarfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from timm.optim import create_optimizer_v2
+from torch import nn
+from tqdm.auto import tqdm
+
+from . import demo
+from .attention import pixel_saliency
+from .datasets import scenes
+from .datasets.captions import write_scenes
+from .demo_training import LEVELS, SCENES
+
+warnings.filterwarnings("ignore", "`torch.nn.utils.weight_norm` is deprecated", FutureWarning)  # lightly's DINO head uses it
+
+IMAGES, SHARD, SIDE, LOCAL = 40_000, 2000, 128, 64  # the pixels of an object do not change their scale much: 128 of 224
+RECIPE = {"batch": 64, "optimizer": "nmuon", "lr": 2e-3, "weight_decay": 0.05, "warmup": 100, "momentum": 0.99, "clip": 3.0}
+OBJECTIVES = {
+    "scenes-DINO": RECIPE | {"steps": 2800, "prototypes": 1024, "teacher_temperature": 0.04, "local_crops": 2},
+    "scenes-MoCo": RECIPE | {"steps": 3600, "temperature": 0.2},
+}
+MEAN, STD = (torch.tensor(s).view(3, 1, 1) for s in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+
+def load_images(folder):
+    """The first 40,000 training scenes, levels in turn, as a memory-mapped uint8 array [n, 224, 224, 3]; decoded once."""
+    path = Path(folder, f"images{IMAGES}.npy")
+    if not path.exists():
+        shards = write_scenes(Path(folder, "scenes"), SCENES, levels=LEVELS)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        array = np.lib.format.open_memmap(partial, "w+", np.uint8, (IMAGES, scenes.SIZE, scenes.SIZE, 3))
+        for number, shard in enumerate(tqdm(shards[: IMAGES // SHARD], desc="decoding", unit="shard")):
+            with tarfile.open(shard) as tar:
+                pictures = (tar.extractfile(m).read() for m in tar if m.name.endswith(".jpg"))
+                for k, picture in enumerate(pictures, number * SHARD):
+                    array[k] = np.asarray(Image.open(io.BytesIO(picture)))
+        array.flush()
+        os.replace(partial, path)
+    return np.load(path, mmap_mode="r")
+
+
+# ---------------------------------------------------------------------------------------------------- views
+
+
+def salient(images):
+    """Soft mask [B, 1, 224, 224] of what differs from the image's median colour. images: [B, 3, 224, 224] in [0, 1]."""
+    grid = (images.shape[-1] // 8,) * 2
+    distance = F.avg_pool2d(pixel_saliency(images, grid).unflatten(1, grid)[:, None], 3, 1, 1, count_include_pad=False)
+    edge = 0.4 * distance.flatten(1).quantile(0.97, dim=1)[:, None, None, None]
+    distance = F.interpolate(distance, scale_factor=8, mode="bilinear", align_corners=False)
+    return ((distance - edge) / (0.15 * edge)).sigmoid()
+
+
+def _uniform(n, low, high):
+    return torch.empty(n, 1, 1, 1).uniform_(low, high)
+
+
+def _crop(images, side, low, high):
+    """Random resized crop and flip: of `low` to `high` of the area, to side x side."""
+    n = len(images)
+    area, ratio = _uniform(n, low, high).flatten(), _uniform(n, math.log(3 / 4), math.log(4 / 3)).flatten().exp()
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    frame = torch.zeros(n, 2, 3)
+    frame[:, 0, 0], frame[:, 1, 1] = width * (torch.randint(0, 2, (n,)) * 2 - 1), height
+    frame[:, 0, 2], frame[:, 1, 2] = (torch.rand(n) * 2 - 1) * (1 - width), (torch.rand(n) * 2 - 1) * (1 - height)
+    grid = F.affine_grid(frame, (n, 3, side, side), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False, padding_mode="reflection")
+
+
+def _jitter(images):
+    """Brightness, contrast, saturation (one image in ten grey), then ImageNet's normalisation, as DINO and MoCo v3 read it."""
+    n = len(images)
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * _uniform(n, 0.5, 1.3) * (_uniform(n, 0, 1) > 0.1)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = (mean + (images - mean) * _uniform(n, 0.7, 1.3)) * _uniform(n, 0.7, 1.3)
+    return (images.clamp(0, 1) - MEAN) / STD
+
+
+class Views:
+    """Batches of views of `array`; the plain scenes (even indices) give the salient pixels, any scene the background."""
+
+    def __init__(self, array, batch, seed):
+        self.array, self.batch, self.rng = array, batch, np.random.default_rng(seed)
+
+    def _tensor(self, arrays):
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div_(255)
+
+    def _windows(self, side):
+        chosen = self.rng.choice(len(self.array), self.batch, replace=False)
+        corners = self.rng.integers(0, scenes.SIZE + 1 - side, (self.batch, 2))
+        return self._tensor([self.array[k, y : y + side, x : x + side] for k, (y, x) in zip(chosen, corners, strict=True)])
+
+    def scenes(self):
+        """RGB and salient mask of a batch of scenes [B, 4, 224, 224]."""
+        chosen = self.rng.choice(np.arange(0, len(self.array), 2), self.batch, replace=False)
+        images = self._tensor([self.array[k] for k in chosen])
+        return torch.cat([images, salient(images)], 1)
+
+    def view(self, sources, side, low, high):
+        cropped = _crop(sources, side, low, high)
+        image, mask = cropped[:, :3], cropped[:, 3:]
+        return _jitter(image * mask + self._windows(side) * (1 - mask))
+
+
+# ---------------------------------------------------------------------------------------------------- objectives
+
+
+def dino(width, recipe):
+    """-> (new head, predictor or None, loss of (teacher outputs, student outputs)), each output list one tensor a view."""
+    from lightly.loss import DINOLoss
+    from lightly.models.modules.heads import DINOProjectionHead
+
+    size, t = recipe["prototypes"], recipe["teacher_temperature"]
+    loss = DINOLoss(size, warmup_teacher_temp=t, teacher_temp=t, warmup_teacher_temp_epochs=1)
+    return lambda: DINOProjectionHead(width, 512, 128, size, batch_norm=True), None, loss
+
+
+def moco(width, recipe):
+    """The same for MoCo v3: InfoNCE between one view's prediction and the momentum encoder's feature of the other, both ways."""
+    from lightly.models.modules.heads import MoCoProjectionHead
+
+    def one_way(query, key):
+        logits = F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).T / recipe["temperature"]
+        return 2 * recipe["temperature"] * F.cross_entropy(logits, torch.arange(len(query)))
+
+    def loss(teacher, student):
+        return one_way(student[0], teacher[1]) + one_way(student[1], teacher[0])
+
+    return lambda: MoCoProjectionHead(width, 512, 128, 3, True), MoCoProjectionHead(128, 512, 128, 2, True), loss
+
+
+def train(network, seed=0, folder="runs/demo_training", steps=None, every=50):
+    """Train one model from random weights -> (locked ViT, mean loss of every `every` steps, seconds). DINO ships its teacher, MoCo v3
+    its base encoder, as their authors do. Saves itself every `every` steps; an interrupted run goes on from there."""
+    from lightly.models.utils import update_momentum
+
+    recipe = OBJECTIVES[network] | ({"steps": steps} if steps else {})
+    torch.manual_seed(seed)
+    views = Views(load_images(folder), recipe["batch"], seed)
+    new_head, predictor, loss_of = (dino if "DINO" in network else moco)(demo.ATTENTION["embed_dim"], recipe)
+    student = nn.Sequential(demo.attention_model(), new_head())
+    teacher = nn.Sequential(demo.attention_model(), new_head())
+    teacher.load_state_dict(student.state_dict())
+    teacher.requires_grad_(False)
+    learned = nn.ModuleList([student, predictor or nn.Identity()])
+    optimizer = create_optimizer_v2(learned, recipe["optimizer"], lr=recipe["lr"], weight_decay=recipe["weight_decay"])
+    curve, recent, begin, saved = [], [], time.time(), Path(folder, f"{network}-seed{seed}.pt")
+    parts = {"student": student, "teacher": teacher, "learned": learned, "optimizer": optimizer}
+    if saved.exists():
+        kept = torch.load(saved, weights_only=False)  # our own file: it holds the generators' states too
+        for name, part in parts.items():
+            part.load_state_dict(kept[name])
+        curve, begin, views.rng.bit_generator.state = kept["curve"], begin - kept["seconds"], kept["views"]
+        torch.set_rng_state(kept["torch"])
+    for step in tqdm(range(len(curve) * every, recipe["steps"]), desc=network, unit="step", initial=len(curve) * every):
+        wave = (1 + math.cos(math.pi * step / recipe["steps"])) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = recipe["lr"] * min(1, (step + 1) / recipe["warmup"]) * (1e-3 + wave)
+        sources = views.scenes()
+        both = torch.cat([views.view(sources, SIDE, 0.3, 1.0) for _ in range(2)])
+        local = [views.view(sources, LOCAL, 0.08, 0.25) for _ in range(recipe.get("local_crops", 0))]
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                target = list(teacher(both).float().chunk(2))
+            given = list(learned[1](student(both)).float().chunk(2))
+            given += list(student(torch.cat(local)).float().chunk(len(local))) if local else []
+            loss = loss_of(target, given)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(learned.parameters(), recipe["clip"])
+        optimizer.step()
+        update_momentum(student, teacher, 1 - (1 - recipe["momentum"]) * wave)
+        recent.append(loss.item())
+        if not math.isfinite(recent[-1]):
+            raise RuntimeError(f"{network}: the loss is {recent[-1]} at step {step}")
+        if len(recent) == every:
+            curve.append(round(sum(recent) / every, 3))
+            recent = []
+            state = {name: part.state_dict() for name, part in parts.items()}
+            generators = {"views": views.rng.bit_generator.state, "torch": torch.get_rng_state()}
+            torch.save({**state, **generators, "curve": curve, "seconds": time.time() - begin}, partial := f"{saved}.partial")
+            os.replace(partial, saved)
+    shipped = teacher if "DINO" in network else student
+    return shipped[0].eval().requires_grad_(False), curve, time.time() - begin
+
+
+def ship(network, seed=0, folder="runs/demo_training"):
+    """Train, write `data/demo/<network>-seed<seed>.safetensors` (fp16) and its card. Returns the card's path."""
+    model, curve, seconds = train(network, seed, folder)
+    path = demo.FOLDER / f"{network}-seed{seed}.safetensors"
+    state = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, str(path))
+    recipe = OBJECTIVES[network]
+    card = {
+        "network": network, "seed": seed, "command": f"python -m eclip_lib.demo_attention {network} --seed {seed}",
+        "data": f"{IMAGES} scenes of seed {scenes.SEEDS['train']}, levels {' and '.join(LEVELS)} in turn, neither captions nor masks; "
+        "salient pixels of plain scenes before windows of any scene",
+        "recipe": recipe, "views_seen": recipe["steps"] * recipe["batch"] * (2 + recipe.get("local_crops", 0)),
+        "wall_seconds": round(seconds), "machine": f"{platform.machine()} CPU, 1 of {os.cpu_count()} cores, torch {torch.__version__}",
+        "tried": "data/demo/README.md lists every recipe that was tried", "parameters": sum(t.numel() for t in state.values()),
+        "final_loss": round(sum(curve[-5:]) / 5, 3), "loss_every_50_steps": curve,
+        "attention": "measured in notebook 02", "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }  # fmt: skip
+    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+    return path.with_suffix(".json")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("network", choices=list(OBJECTIVES))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(ship(options.network, options.seed))
