@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import nn
 
 from . import demo
-from .clip import embed_vit, residual_block
+from .clip import ImageFeatures, embed_vit, residual_block
 from .weights import read_checkpoint
 
 
@@ -35,18 +35,27 @@ class SelfAttention(nn.Module):
         for key, fallback in (("mean", timm.data.IMAGENET_DEFAULT_MEAN), ("std", timm.data.IMAGENET_DEFAULT_STD)):
             self.register_buffer(key, torch.tensor(config.get(key) or fallback).view(3, 1, 1))
 
+    def _prepare(self, images):
+        if images.shape[-1] != self.size:
+            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+        return (images - self.mean) / self.std
+
+    def features(self, images):
+        """RGB images [B, 3, S, S] in [0, 1] -> `ImageFeatures` after the final layer norm: the model as an image encoder."""
+        x = self.model.forward_features(self._prepare(images))
+        return ImageFeatures(x[:, 0], x[:, self.model.num_prefix_tokens :], self.grid)
+
     @torch.no_grad()
     def forward(self, images, grid=None):
         """RGB images [B, 3, S, S] in [0, 1], not normalised -> A [B, N], mean over heads (Eq. 6), N = h*w of `grid`
         (default: the model's own; another one is reached by bilinear resize)."""
-        kept = []
-        # the last layer's queries and keys, because fused attention never forms the map
-        hook = self.model.blocks[-1].attn.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
-        try:
-            self.model.forward_features((images - self.mean) / self.std)
-        finally:
-            hook.remove()
-        attn, x = self.model.blocks[-1].attn, kept[0]
+        # up to the last layer's input, then its queries and keys, because fused attention never forms the map
+        *_, last = self.model.blocks
+        before = {"indices": [len(self.model.blocks) - 2], "stop_early": True, "norm": False, "output_fmt": "NLC"}
+        ((tokens, prefix),) = self.model.forward_intermediates(
+            self._prepare(images), **before, return_prefix_tokens=True, intermediates_only=True
+        )
+        attn, x = last.attn, last.norm1(torch.cat([prefix, tokens], 1))
         q, k, _ = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
         class_query, k = attn.q_norm(q[:, :, :1]) * attn.scale, attn.k_norm(k)
         weights = (class_query @ k.transpose(-2, -1)).softmax(-1)

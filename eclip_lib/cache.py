@@ -62,12 +62,13 @@ def augmentation(clip, kind="deit"):
     )  # fmt: skip
 
 
-class _Views(TorchDataset):
-    """The views of one part; each is seeded by its own key, so that workers and restarts make no difference."""
+class PairViews(TorchDataset):
+    """The views of one part as (image, caption, mask or False), or None where an image is broken; each is seeded by its own key, so that
+    workers and restarts make no difference. masks: whether the source's own masks come along."""
 
-    def __init__(self, source, items, transform, seed, views, masks):
+    def __init__(self, source, items, transform, seed, views, masks=False):
         self.source, self.items, self.transform, self.seed, self.views = source, items, transform, seed, views
-        self.masks = masks  # whether the source's own masks come along
+        self.masks = masks
 
     def __len__(self):
         return len(self.items) * self.views
@@ -85,7 +86,7 @@ class _Views(TorchDataset):
 @torch.no_grad()
 def _encode(clip, backbones, source, part, transform, about, workers):
     items, columns, skipped = list(source.read(part)), {}, 0
-    views = _Views(source, items, transform, about["seed"], about["views"], GROUND_TRUTH in backbones)
+    views = PairViews(source, items, transform, about["seed"], about["views"], GROUND_TRUTH in backbones)
     mean, std = (torch.tensor(s).view(3, 1, 1) for s in clip.statistics)
     for batch in DataLoader(views, about["batch_size"], num_workers=workers, collate_fn=list):
         good = [pair for pair in batch if pair is not None]

@@ -34,13 +34,13 @@ NETWORKS = {
 }
 
 # the self-supervised models: a timm ViT as wide and deep as scenes-ViT-16
-ATTENTION = {"img_size": scenes.SIZE, "patch_size": 16, "embed_dim": 128, "depth": 4, "num_heads": 4, "num_classes": 0}
+ATTENTION = {"img_size": scenes.SIZE, "patch_size": 16, "embed_dim": 128, "depth": 4, "num_heads": 8, "num_classes": 0}
 ATTENTIONS = ["scenes-DINO", "scenes-MoCo"]
 
 
-def attention_model():
+def attention_model(**options):
     """The self-supervised models' architecture with random weights; it reads crops of other sizes too."""
-    return VisionTransformer(**ATTENTION, dynamic_img_size=True)
+    return VisionTransformer(**ATTENTION, dynamic_img_size=True, **options)
 
 
 @cache
@@ -88,6 +88,12 @@ def checkpoint(network, tag="default"):
             f"{network} has no bundled checkpoint {tag!r}; it has {tags}. A path or None (random weights) works too."
         )
     return FOLDER / f"{network}-{tag}.safetensors"
+
+
+def scratch(network):
+    """Path of the bundled CLIP of this architecture that saw nothing but the small caption set (Table 4), or None."""
+    path = FOLDER / f"{network}-scratch.safetensors"
+    return path if path.exists() else None
 
 
 @cache

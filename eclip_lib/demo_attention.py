@@ -37,11 +37,12 @@ from .demo_training import LEVELS, SCENES
 
 warnings.filterwarnings("ignore", "`torch.nn.utils.weight_norm` is deprecated", FutureWarning)  # lightly's DINO head uses it
 
-IMAGES, SHARD, SIDE, LOCAL = 40_000, 2000, 128, 64  # the pixels of an object do not change their scale much: 128 of 224
-RECIPE = {"batch": 64, "optimizer": "nmuon", "lr": 2e-3, "weight_decay": 0.05, "warmup": 100, "momentum": 0.99, "clip": 3.0}
+IMAGES, SHARD, SIDE = 40_000, 2000, 128  # the pixels of an object do not change their scale much: 128 of 224
+RECIPE = {"steps": 1800, "batch": 64, "optimizer": "nmuon", "lr": 2e-3, "weight_decay": 0.05, "warmup": 100, "momentum": 0.99,
+          "clip": 3.0, "tokens_dropped": 0.5}  # fmt: skip
 OBJECTIVES = {
-    "scenes-DINO": RECIPE | {"steps": 2800, "prototypes": 1024, "teacher_temperature": 0.04, "local_crops": 2},
-    "scenes-MoCo": RECIPE | {"steps": 3600, "temperature": 0.2},
+    "scenes-DINO": RECIPE | {"prototypes": 256, "teacher_temperature": 0.02, "student_temperature": 0.1},
+    "scenes-MoCo": RECIPE | {"temperature": 0.2},
 }
 MEAN, STD = (torch.tensor(s).view(3, 1, 1) for s in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
@@ -121,10 +122,18 @@ class Views:
         images = self._tensor([self.array[k] for k in chosen])
         return torch.cat([images, salient(images)], 1)
 
-    def view(self, sources, side, low, high):
-        cropped = _crop(sources, side, low, high)
+    def view(self, sources, low, high):
+        """A crop of `low` to `high` of the area of sources [B, 4, 224, 224] -> [B, 3, 128, 128], normalised. Behind the salient pixels lies
+        another scene without its own salient pixels or, in two batches of five, a window of any scene as it is."""
+        cropped = _crop(sources, SIDE, low, high)
         image, mask = cropped[:, :3], cropped[:, 3:]
-        return _jitter(image * mask + self._windows(side) * (1 - mask))
+        if self.rng.random() < 0.4:
+            behind = self._windows(SIDE)
+        else:
+            others, salient_there = sources[torch.randperm(len(sources))].split([3, 1], 1)
+            others = others * (1 - salient_there) + others.roll(scenes.SIZE // 2, -1) * salient_there
+            behind = _crop(others, SIDE, low, high)
+        return _jitter(image * mask + behind * (1 - mask))
 
 
 # ---------------------------------------------------------------------------------------------------- objectives
@@ -133,11 +142,26 @@ class Views:
 def dino(width, recipe):
     """-> (new head, predictor or None, loss of (teacher outputs, student outputs)), each output list one tensor a view."""
     from lightly.loss import DINOLoss
+    from lightly.loss.swav_loss import sinkhorn
     from lightly.models.modules.heads import DINOProjectionHead
 
     size, t = recipe["prototypes"], recipe["teacher_temperature"]
-    loss = DINOLoss(size, warmup_teacher_temp=t, teacher_temp=t, warmup_teacher_temp_epochs=1)
-    return lambda: DINOProjectionHead(width, 512, 128, size, batch_norm=True), None, loss
+    # Sinkhorn-Knopp in place of the running mean as the centre, as in DINOv2: plain centring ended in a uniform output
+    plain = DINOLoss(
+        size, warmup_teacher_temp=t, teacher_temp=t, warmup_teacher_temp_epochs=1, student_temp=recipe["student_temperature"],
+        center_momentum=1.0,
+    )  # fmt: skip
+
+    def loss(teacher, student):
+        shares = sinkhorn(torch.cat(teacher), iterations=3, epsilon=t).clamp_min(1e-30)
+        return plain(list((t * shares.log()).chunk(len(teacher))), student)
+
+    def new_head():
+        head = DINOProjectionHead(width, 512, 64, size, batch_norm=True)
+        head.last_layer.requires_grad_(False)  # learned prototypes turned away from every feature: a uniform output again
+        return head
+
+    return new_head, None, loss
 
 
 def moco(width, recipe):
@@ -163,7 +187,8 @@ def train(network, seed=0, folder="runs/demo_training", steps=None, every=50):
     torch.manual_seed(seed)
     views = Views(load_images(folder), recipe["batch"], seed)
     new_head, predictor, loss_of = (dino if "DINO" in network else moco)(demo.ATTENTION["embed_dim"], recipe)
-    student = nn.Sequential(demo.attention_model(), new_head())
+    # half of the student's tokens are dropped, as in masked siamese networks: it cannot rest on a few of them
+    student = nn.Sequential(demo.attention_model(patch_drop_rate=recipe["tokens_dropped"]), new_head())
     teacher = nn.Sequential(demo.attention_model(), new_head())
     teacher.load_state_dict(student.state_dict())
     teacher.requires_grad_(False)
@@ -177,18 +202,18 @@ def train(network, seed=0, folder="runs/demo_training", steps=None, every=50):
             part.load_state_dict(kept[name])
         curve, begin, views.rng.bit_generator.state = kept["curve"], begin - kept["seconds"], kept["views"]
         torch.set_rng_state(kept["torch"])
-    for step in tqdm(range(len(curve) * every, recipe["steps"]), desc=network, unit="step", initial=len(curve) * every):
+    for step in tqdm(
+        range(len(curve) * every, recipe["steps"]), desc=network, unit="step", initial=len(curve) * every, total=recipe["steps"]
+    ):
         wave = (1 + math.cos(math.pi * step / recipe["steps"])) / 2
         for group in optimizer.param_groups:
             group["lr"] = recipe["lr"] * min(1, (step + 1) / recipe["warmup"]) * (1e-3 + wave)
         sources = views.scenes()
-        both = torch.cat([views.view(sources, SIDE, 0.3, 1.0) for _ in range(2)])
-        local = [views.view(sources, LOCAL, 0.08, 0.25) for _ in range(recipe.get("local_crops", 0))]
+        both = torch.cat([views.view(sources, 0.3, 1.0) for _ in range(2)])
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 target = list(teacher(both).float().chunk(2))
             given = list(learned[1](student(both)).float().chunk(2))
-            given += list(student(torch.cat(local)).float().chunk(len(local))) if local else []
             loss = loss_of(target, given)
         optimizer.zero_grad()
         loss.backward()
@@ -219,8 +244,8 @@ def ship(network, seed=0, folder="runs/demo_training"):
     card = {
         "network": network, "seed": seed, "command": f"python -m eclip_lib.demo_attention {network} --seed {seed}",
         "data": f"{IMAGES} scenes of seed {scenes.SEEDS['train']}, levels {' and '.join(LEVELS)} in turn, neither captions nor masks; "
-        "salient pixels of plain scenes before windows of any scene",
-        "recipe": recipe, "views_seen": recipe["steps"] * recipe["batch"] * (2 + recipe.get("local_crops", 0)),
+        "salient pixels of plain scenes before other scenes",
+        "recipe": recipe, "views_seen": 2 * recipe["steps"] * recipe["batch"],
         "wall_seconds": round(seconds), "machine": f"{platform.machine()} CPU, 1 of {os.cpu_count()} cores, torch {torch.__version__}",
         "tried": "data/demo/README.md lists every recipe that was tried", "parameters": sum(t.numel() for t in state.values()),
         "final_loss": round(sum(curve[-5:]) / 5, 3), "loss_every_50_steps": curve,

@@ -167,7 +167,8 @@ def opposite_shares(run, rows):
     return pd.DataFrame(lines)
 
 
-def _sign(low, high):
+def direction(low, high):
+    """What an interval of mSC says about a map."""
     return (
         "opposite (mSC below 0)" if high < 0 else "as one expects (mSC above 0)" if low > 0 else "undecided (interval holds 0)"
     )
@@ -178,12 +179,12 @@ def verdict(table, over_seeds):
     lines = []
     for _, r in table.iterrows():
         lines.append(
-            f"{r['dataset']}, {r['network']}: {_sign(r['mSC_low'], r['mSC_high'])}; mSC {r['mSC']:.0f}; "
+            f"{r['dataset']}, {r['network']}: {direction(r['mSC_low'], r['mSC_high'])}; mSC {r['mSC']:.0f}; "
             f"mIoU {r['mIoU']:.0f}, floor {r['floor']:.0f}"
         )
     for _, r in over_seeds.iterrows():
         lines.append(
-            f"{r['dataset']}, {r['network']}, over {r['trainings']} trainings: {_sign(r['mSC_low'], r['mSC_high'])}, "
+            f"{r['dataset']}, {r['network']}, over {r['trainings']} trainings: {direction(r['mSC_low'], r['mSC_high'])}, "
             f"{r['negative']} of {r['trainings']} negative"
         )
     return "\n".join(lines)

@@ -105,3 +105,16 @@ def shift_legend(figure):
     """The legend of `point_map`'s colours, below a figure."""
     points = [plt.Line2D([], [], marker="o", linestyle="", color=colour) for colour in SHIFT_COLOURS.values()]
     figure.legend(points, SHIFT_COLOURS, loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=3, frameon=False, fontsize=8)
+
+
+def verdict_chart(verdicts, ax):
+    """One bar a claim of `claims.judge_all`: the share of its cases that hold, green where all do, grey where nothing was measured."""
+    for k, (_, verdict) in enumerate(verdicts.iterrows()):
+        if verdict["cases"]:
+            good, count = map(int, verdict["cases"].split(" of "))
+            ax.barh(k, good / count, color="tab:green" if good == count else "tab:orange")
+        ax.barh(k, 1, color="lightgray", zorder=0)
+    ax.set_yticks(range(len(verdicts)), [f"{k}. {c[:70]}" for k, c in enumerate(verdicts["claim"], 1)], fontsize=7)
+    ax.set(xlim=(0, 1), ylim=(len(verdicts) - 0.5, -0.5), xticks=[0, 0.5, 1])
+    ax.figure.tight_layout()
+    return ax

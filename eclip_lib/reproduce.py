@@ -100,14 +100,16 @@ def stripped(book):
 
 
 def promote(profile="demo"):
-    """`make results`: copy a run's tables and figures to the committed `results/<profile>/`. Returns what was copied."""
+    """`make results`: copy a run's tables, figures, trained pairs and report to the committed `results/<profile>/`. Returns what was copied."""
     settings, copied = load_profile(profile, device="cpu"), []
-    for kind in ("tables", "figures"):
-        for source in sorted((settings.out / kind).glob("*.csv" if kind == "tables" else "*.png")):
+    for kind, suffix in (("tables", "csv"), ("figures", "png"), ("pairs", "safetensors")):
+        for source in sorted((settings.out / kind).glob(f"*.{suffix}")):
             target = REPOSITORY / "results" / settings.name / kind / source.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
             copied.append(target)
+    for source in sorted(settings.out.glob("report.*")):
+        copied.append(shutil.copyfile(source, REPOSITORY / "results" / settings.name / source.name))
     if not copied:
         raise FileNotFoundError(f"nothing to promote in {settings.out}; run `eclip reproduce --profile {profile}` first")
     return copied

@@ -61,7 +61,9 @@ def test_the_cache_holds_what_pooling_each_pair_alone_gives(clip, tmp_path):
             plain = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
             attention = backbone(plain, features.grid)
             if column.endswith("ground truth"):  # a cell's share of foreground pixels
-                cells = [[(scene.labels[y : y + 32, x : x + 32] > 0).mean() for x in range(0, 224, 32)] for y in range(0, 224, 32)]
+                cells = [
+                    [(scene.labels[y : y + 32, x : x + 32] > 0).mean() for x in range(0, 224, 32)] for y in range(0, 224, 32)
+                ]
                 attention = torch.tensor(cells, dtype=torch.float32).flatten()[None]
             expected = eclip.pool(features, column.split(":")[0], attention)[0]
             torch.testing.assert_close(image[k], expected, atol=1e-4, rtol=1e-3)

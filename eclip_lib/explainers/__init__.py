@@ -4,6 +4,8 @@ The callable takes (images [B, 3, S, S], text [T, Ct]) and returns [B, T, h, w],
 may also offer `.pairs(images, text, index [P, 2]) -> [P, h, w]` for selected (image, text) pairs; `evaluate` then asks for
 those alone. A new method is one small file and one line here."""
 
+from typing import NamedTuple
+
 from .bi_model import bi_model
 from .dense import mask_clip, rollout, sclip
 from .grad_cam import grad_cam
@@ -13,6 +15,30 @@ from .similarity_maps import clip, eclip, rclip
 
 REGISTRY = {"clip": clip, "rclip": rclip, "eclip": eclip, "grad_cam": grad_cam, "bi_model": bi_model,
             "clip_surgery": clip_surgery, "mask_clip": mask_clip, "sclip": sclip, "gem": gem, "legrad": legrad, "rollout": rollout}  # fmt: skip
+
+
+class Needs(NamedTuple):
+    """What a method needs: `backward` pass or not, `trained` (an own training), and the `networks` it knows."""
+
+    backward: bool
+    trained: bool
+    networks: str
+    title: str
+
+
+NEEDS = {
+    "clip": Needs(False, False, "ViT, ResNet", "CLIP's own map (Eq. 4, 5)"),
+    "rclip": Needs(False, False, "ViT, ResNet", "RCLIP, the map reversed (Eq. 10)"),
+    "eclip": Needs(False, True, "ViT, ResNet", "ECLIP, a pair trained by masked max pooling (§3.3)"),
+    "grad_cam": Needs(True, False, "ViT, ResNet", "Grad-CAM of the image-text cosine"),
+    "bi_model": Needs(True, False, "ViT", "Bi-Model: relevance through attention (Chefer et al.)"),
+    "clip_surgery": Needs(False, False, "ViT", "CLIP Surgery: value-value attention, feature surgery"),
+    "mask_clip": Needs(False, False, "ViT", "MaskCLIP: value features of the last block"),
+    "sclip": Needs(False, False, "ViT", "SCLIP: correlative self-attention in the last block"),
+    "gem": Needs(False, False, "ViT", "GEM: self-self attention on a second path"),
+    "legrad": Needs(True, False, "ViT", "LeGrad: gradient by the attention of the last blocks"),
+    "rollout": Needs(False, False, "ViT", "attention rollout: knows no text, the floor"),
+}
 
 
 def explainer(method, clip, **options):

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from ..attention import load_attention
-from ..clip import load_clip
+from ..clip import Projection, load_clip
 from ..datasets import REGISTRY, load_dataset
 
 REPOSITORY = Path(__file__).parents[2]
@@ -74,6 +74,10 @@ class Profile:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def folders(self, kind):
+        """Where a table or figure may lie: this run's folder, then the committed results of the profile."""
+        return [self.out / kind, *([] if self.changed else [REPOSITORY / "results" / self.name / kind])]
+
     def save_table(self, table, name):
         """Write a table of this run (index included where it is named) as CSV and return it; an empty one is not written."""
         if table.empty:
@@ -91,8 +95,22 @@ class Profile:
             self.path("figures", name), optimize=True
         )
 
-    def check(self, name, tolerance):
-        """The regression cell: compare this run's table with the committed one, every numeric column of it.
+    def pair_path(self, network, kind="ECLIP"):
+        """Where this run keeps the pair trained for a network; the folder is made."""
+        path = self.out / "pairs" / f"{network}-{kind}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def load_pair(self, clip, kind="ECLIP"):
+        """The pair notebook 05 trained for a network: this run's, else the committed one. Raises FileNotFoundError, ValueError."""
+        own = self.pair_path(clip.network, kind)
+        committed = REPOSITORY / "results" / self.name / "pairs" / own.name
+        if not own.exists() and not (committed.exists() and "pretrained" not in self.changed):
+            raise FileNotFoundError(f"no trained pair for {clip.network}: run notebook 05 first (it writes {own})")
+        return Projection.load(own if own.exists() else committed, clip)
+
+    def check(self, name, tolerance, columns=None):
+        """The regression cell: compare this run's table with the committed one, every numeric column of it (or `columns` alone).
 
         Returns one line that says so. Raises AssertionError where a number is off by more than `tolerance` or rows differ."""
         if self.changed:
@@ -100,7 +118,7 @@ class Profile:
         committed = REPOSITORY / "results" / self.name / "tables" / f"{name}.csv"
         if not committed.exists():  # also a table that this profile leaves empty
             return f"{name}: no committed table of profile {self.name} to compare with"
-        ours, theirs = pd.read_csv(self.path("tables", name)), pd.read_csv(committed)
+        ours, theirs = (pd.read_csv(path, usecols=columns) for path in (self.path("tables", name), committed))
         numbers = theirs.select_dtypes("number").columns
         rest = theirs.columns.difference(numbers)
         assert list(ours.columns) == list(theirs.columns) and len(ours) == len(theirs), (

@@ -1,0 +1,149 @@
+"""What notebook 03 draws and decides about poolings and masks: Fig. 3, Table 3, and what lies beyond them."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from . import discovery
+from .ablation import cached, over_seeds, row_name, score_pairs, seed_table, train_rows
+from .cache import GROUND_TRUTH
+from .evaluation import bootstrap
+from .masks import Own, noise, saliency
+
+
+def loss_figure(losses, chance):
+    """Training loss by epoch, one panel a network, one line a pooling (mean over seeds). losses: list of DataFrames of `train_rows`;
+    chance: ln of the batch size."""
+    losses = pd.concat(losses, ignore_index=True).assign(pooling=lambda t: t["pooling"].map(row_name))
+    grid = sns.relplot(
+        losses, x="epoch", y="loss", hue="pooling", col="network", kind="line", height=2.6, aspect=1.2, errorbar=None
+    )
+    grid.set(ylim=(0, None)).set_titles("{col_name}")
+    for ax in grid.axes.flat:
+        ax.axhline(chance, color="gray", linestyle=":")
+    return grid.figure
+
+
+def table_3_figure(table, title):
+    """mIoU and mSC of every pooling, one group of bars a network; the line on a bar spans the trainings. Returns the figure."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 2.8))
+    names, networks = list(dict.fromkeys(table["pooling"])), list(dict.fromkeys(table["network"]))
+    for ax, value in zip(axes, ("mIoU", "mSC"), strict=True):
+        for k, name in enumerate(names):
+            part = table[table["pooling"] == name].set_index("network").loc[networks]
+            x = np.arange(len(networks)) + (k - (len(names) - 1) / 2) * 0.8 / len(names)
+            ax.bar(x, part[value], 0.75 / len(names), color=sns.color_palette()[k], label=name)
+            ax.vlines(x, part[f"{value}_low"], part[f"{value}_high"], color="black")
+        ax.axhline(0, color="gray", linewidth=0.8)
+        ax.set_xticks(range(len(networks)), networks, fontsize=8)
+        ax.set(ylabel=f"{value} (%)")
+    axes[1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
+def map_sheet(run, clip, pairs, name, count=4):
+    """Fig. 3 -> arguments of `plots.sheet`: image, ground truth, CLIP's own map, then every pooling's (first training)."""
+    shown, columns = discovery.examples(run.load_dataset(name), count), [key for key in pairs if key[1] == 0]
+    rows, picked = [], []
+    for example in shown:
+        class_name = max(example.masks, key=lambda n: example.masks[n].sum())
+        maps = [discovery.maps_of(clip, example, pairs[key])[class_name] for key in columns]
+        rows.append((example.image, [None, example.masks[class_name], discovery.maps_of(clip, example)[class_name], *maps]))
+        picked.append(class_name)
+    names = [row_name(column).replace("max, mask: ", "masked max:\n") for column, _ in columns]
+    return rows, ["image", "ground truth", "CLIP", *names], picked
+
+
+def extra_masks(run, clip):
+    """Masks beyond the paper's for one network: ground truth where the pairs have it, CLIP's own attention on ViTs, saliency, noise."""
+    masks = {"pixel saliency": saliency, "noise": noise}
+    if clip.is_vit:
+        masks = {"CLIP's own": Own(clip)} | masks
+    if run.pairs.startswith("scenes") and run.training["augment"] is None:
+        masks = {GROUND_TRUTH: True} | masks
+    return masks
+
+
+def beyond(run, clip, trained, cache):
+    """Table 3's rows again for one network, beside other masks and a start from CLIP's own pair -> DataFrame over seeds.
+
+    trained, cache: of Table 3, {(column, seed): pair} and the features they were trained on."""
+    extra = cached(run, clip, extra_masks(run, clip))
+    masked = [column for column in extra.columns if column.startswith("masked_max")]
+    pairs = {key: pair for key, pair in trained.items() if "max" in key[0]}
+    pairs |= train_rows(run, clip, extra, masked)[0]
+    if clip.is_vit:  # a ResNet's own pair reads other features than the learned one
+        best = cache.columns[-1]
+        again = train_rows(run, clip, cache, [best], init="clip")[0]
+        pairs |= {(f"{column}, from CLIP's pair", seed): pair for (column, seed), pair in again.items()}
+    return over_seeds(seed_table(run, {clip.network: score_pairs(run, clip, pairs)}))
+
+
+def resnet_grid(run, clips, models, trained):
+    """{feature map, tokens after the attention pool} x {average, max, masked max} on every ResNet -> DataFrame over seeds."""
+    lines = []
+    for network, clip in clips.items():
+        if clip.is_vit:
+            continue
+        cache = cached(run, clip, models, reads="tokens")
+        columns = [column for column in cache.columns if column != "attention"]
+        for reads, pairs in (
+            ("feature map", {key: pair for key, pair in trained[network].items() if key[0] in columns}),
+            ("tokens after the pool", train_rows(run, clip, cache, columns)[0]),
+        ):
+            table = over_seeds(seed_table(run, {network: score_pairs(run, clip, pairs)}))
+            table.insert(2, "reads", reads)
+            lines.append(table)
+    return pd.concat(lines, ignore_index=True) if lines else pd.DataFrame()
+
+
+def ordering(run, rows, resamples=1000):
+    """The paper's comparisons of Table 3, paired: {network: `score_pairs`} -> DataFrame, differences in points with 95 % intervals from a
+    bootstrap over images and trainings together."""
+    lines = []
+    for network, found in rows.items():
+        columns = list(dict.fromkeys(key[0] for key, _ in found if key != "CLIP"))
+        steps = [("average", "attention"), ("max", "attention"), ("max", "average")]
+        masked = [column for column in columns if column.startswith("masked_max")]
+        steps += [(column, "max") for column in masked] + ([(masked[-1], masked[0])] if len(masked) > 1 else [])
+        steps = [pair for pair in steps if set(pair) <= set(columns)]
+        for name in run.datasets:
+            for better, worse in steps:
+                line = {"dataset": name, "network": run.title(network), "better": row_name(better), "than": row_name(worse)}
+                for measure, value in (("mIoU", "iou"), ("mSC", "score_contrast")):
+                    draws = [_draws(run, found, name, column, value, resamples) for column in (better, worse)]
+                    line[measure] = _mean(found, name, better, value) - _mean(found, name, worse, value)
+                    line[f"{measure}_low"], line[f"{measure}_high"] = np.percentile(draws[0] - draws[1], [2.5, 97.5])
+                lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _trainings(found, name, column):
+    return [part for (key, dataset), part in found.items() if dataset == name and key != "CLIP" and key[0] == column]
+
+
+def _mean(found, name, column, value):
+    means = [part.groupby("class_name")[value].mean().mean() for part in _trainings(found, name, column)]
+    return 100 * sum(means) / len(means)
+
+
+def _draws(run, found, name, column, value, resamples):
+    """Class means over resampled images, of resampled trainings; the same draws for every column."""
+    every = np.stack([bootstrap(part, value, resamples, run.seed) for part in _trainings(found, name, column)])
+    chosen = np.random.default_rng(run.seed).integers(0, len(every), (len(every), resamples))
+    return np.take_along_axis(every, chosen, 0).mean(0)
+
+
+def verdict(steps):
+    """One sentence a comparison: on how many network and dataset pairs it is seen in mIoU, in mSC, and where it is the reverse."""
+    lines = []
+    for (better, worse), part in steps.groupby(["better", "than"], sort=False):
+        counts = []
+        for measure in ("mIoU", "mSC"):
+            up, down = (part[f"{measure}_low"] > 0).sum(), (part[f"{measure}_high"] < 0).sum()
+            counts.append(f"{measure} higher on {up}, lower on {down}, undecided on {len(part) - up - down}")
+        lines.append(f"{better} against {worse} ({len(part)} network-dataset pairs): {'; '.join(counts)}")
+    return "\n".join(lines)
