@@ -38,9 +38,13 @@ lint: setup  ## ruff, notebooks included
 bench: setup  ## speed and memory of this machine, as ratios
 	@$(BIN)/eclip bench --out results/benchmarks/foundation.csv
 
-demo-models: setup  ## train the mini CLIPs again (hours on a CPU)
+demo-models: setup  ## train the demo's mini models again (hours on a CPU)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo-models]'
 	@for seed in 0 1 2 3 4; do $(BIN)/python -m eclip_lib.demo_training scenes-ViT-32 --seed $$seed; done
 	@for network in scenes-ViT-16 scenes-RN; do $(BIN)/python -m eclip_lib.demo_training $$network; done
+	@$(BIN)/python -m eclip_lib.demo_training scenes-ViT-32 --scratch
+	@for network in scenes-MoCo scenes-DINO unlocked; do $(BIN)/python -m eclip_lib.demo_attention $$network; done
+	@$(BIN)/python -m eclip_lib.demo_training overview > /dev/null
 
 clean:  ## remove what runs wrote (not .venv)
 	rm -rf runs

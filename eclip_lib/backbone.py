@@ -92,23 +92,21 @@ def arms(run, clip, models):
     settings = {k: v for k, v in run.training.items() if k not in ("views", "augment")}
     found = {"CLIP, own pair": Arm(clip, clip.projection, "as trained")}
     name, model = next((n, m) for n, m in reversed(models.items()))
-    for title, encoder in (
-        (f"CLIP, new pair on {run.title(clip.network)}", clip),
-        (f"{name}, locked", Transplant(clip, model)),
-    ):
+    for title, encoder in {"CLIP, new pair": clip, f"{name}, locked": Transplant(clip, model)}.items():
         pair, history = train_pair(encoder, cached(run, encoder, {}), "attention", seed=run.seed, **settings)
-        found[title.split(" on ")[0]] = Arm(encoder, pair, f"final training loss {history['loss'].iloc[-1]:.1f}")
-    shipped = demo.FOLDER / f"{model.name}-unlocked-seed0.safetensors"
-    if run.pretrained == "default" and shipped.exists():  # trained by demo_attention: hours of a notebook otherwise
-        other = load_attention(model.name, shipped, run.device)
-        pair = Projection.load(shipped.with_suffix(".pair.safetensors"))
-        story = "shipped, see its card"
-    else:
-        other = run.load_masks()[name]
-        pair, history = unlock(clip, other, load_pairs(run.pairs), seed=run.seed, workers=run.workers)
-        story = f"final training loss {history['loss'].iloc[-1]:.1f}"
-    found[f"{name}, unlocked"] = Arm(Transplant(clip, other), pair, story)
+        found[title] = Arm(encoder, pair, f"final training loss {history['loss'].iloc[-1]:.1f}")
+    found[f"{name}, unlocked"] = _unlocked(run, clip, run.load_masks()[name])
     return found
+
+
+def _unlocked(run, clip, model):
+    shipped = demo.FOLDER / f"{model.name}-unlocked-seed0.safetensors"
+    # training it takes a quarter of an hour
+    if shipped.exists() and run.pretrained == "default" and clip.network == "scenes-ViT-32":
+        arm = Transplant(clip, load_attention(model.name, shipped, run.device))
+        return Arm(arm, Projection.load(shipped.with_suffix(".pair.safetensors"), arm), "as shipped, see its card")
+    pair, history = unlock(clip, model, load_pairs(run.pairs), seed=run.seed, workers=run.workers)
+    return Arm(Transplant(clip, model), pair, f"final training loss {history['loss'].iloc[-1]:.1f}")
 
 
 def evaluate_arms(run, found):

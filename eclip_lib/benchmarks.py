@@ -208,3 +208,15 @@ def table_4(run):
     return pd.concat(
         [recognition(run, n, demo.scratch(n) if run.pretrained == "default" else None) for n in run.networks], ignore_index=True
     )
+
+
+def gains_in_words(table):
+    """One sentence a comparison: on how many network and dataset pairs the difference and its interval lie above 0, below it, or neither."""
+    lines = []
+    for (better, other), part in table.groupby(["better", "than"], sort=False):
+        counts = []
+        for measure in ("mIoU", "mSC"):
+            up, down = (part[f"{measure}_low"] > 0).sum(), (part[f"{measure}_high"] < 0).sum()
+            counts.append(f"{measure} higher on {up}, lower on {down}, undecided on {len(part) - up - down}")
+        lines.append(f"{better} against {other} ({len(part)}): {'; '.join(counts)}")
+    return "\n".join(lines)

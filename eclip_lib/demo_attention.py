@@ -9,6 +9,7 @@ Learning through Background Augmentations", 2021), saliency being the distance f
 """
 
 import argparse
+import copy
 import hashlib
 import io
 import json
@@ -30,10 +31,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from . import demo
-from .attention import pixel_saliency
-from .datasets import scenes
+from .attention import SelfAttention, load_attention, pixel_saliency
+from .clip import load_clip
+from .datasets import load_dataset, scenes
 from .datasets.captions import write_scenes
 from .demo_training import LEVELS, SCENES
+from .masks import attention_quality
 
 warnings.filterwarnings("ignore", "`torch.nn.utils.weight_norm` is deprecated", FutureWarning)  # lightly's DINO head uses it
 
@@ -42,7 +45,7 @@ RECIPE = {"steps": 1800, "batch": 64, "optimizer": "nmuon", "lr": 2e-3, "weight_
           "clip": 3.0, "tokens_dropped": 0.5}  # fmt: skip
 OBJECTIVES = {
     "scenes-DINO": RECIPE | {"prototypes": 256, "teacher_temperature": 0.02, "student_temperature": 0.1},
-    "scenes-MoCo": RECIPE | {"temperature": 0.2},
+    "scenes-MoCo": RECIPE | {"temperature": 0.2, "tokens_dropped": 0.75},
 }
 MEAN, STD = (torch.tensor(s).view(3, 1, 1) for s in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
@@ -178,8 +181,18 @@ def moco(width, recipe):
     return lambda: MoCoProjectionHead(width, 512, 128, 3, True), MoCoProjectionHead(128, 512, 128, 2, True), loss
 
 
+def watch(model):
+    """How well a model in training finds objects: IoU (%) of its attention with them on 100 validation scenes of each level."""
+    locked, clip = SelfAttention(copy.deepcopy(model), "in training"), load_clip("scenes-ViT-32")
+    found = []
+    for level in scenes.LEVELS:
+        quality = attention_quality({"A": locked}, clip, load_dataset("scenes", split="validation", level=level, length=100))
+        found.append(round(100 * quality["IoU"].mean(), 1))
+    return found
+
+
 def train(network, seed=0, folder="runs/demo_training", steps=None, every=50):
-    """Train one model from random weights -> (locked ViT, mean loss of every `every` steps, seconds). DINO ships its teacher, MoCo v3
+    """Train one model from random weights -> (locked ViT, mean loss of every `every` steps, {step: `watch`}, seconds). DINO ships its teacher, MoCo v3
     its base encoder, as their authors do. Saves itself every `every` steps; an interrupted run goes on from there."""
     from lightly.models.utils import update_momentum
 
@@ -192,14 +205,16 @@ def train(network, seed=0, folder="runs/demo_training", steps=None, every=50):
     teacher = nn.Sequential(demo.attention_model(), new_head())
     teacher.load_state_dict(student.state_dict())
     teacher.requires_grad_(False)
+    shipped = teacher if "DINO" in network else student
     learned = nn.ModuleList([student, predictor or nn.Identity()])
     optimizer = create_optimizer_v2(learned, recipe["optimizer"], lr=recipe["lr"], weight_decay=recipe["weight_decay"])
-    curve, recent, begin, saved = [], [], time.time(), Path(folder, f"{network}-seed{seed}.pt")
+    curve, watched, recent, begin, saved = [], {}, [], time.time(), Path(folder, f"{network}-seed{seed}.pt")
     parts = {"student": student, "teacher": teacher, "learned": learned, "optimizer": optimizer}
     if saved.exists():
         kept = torch.load(saved, weights_only=False)  # our own file: it holds the generators' states too
         for name, part in parts.items():
             part.load_state_dict(kept[name])
+        watched = kept.get("watched", {})
         curve, begin, views.rng.bit_generator.state = kept["curve"], begin - kept["seconds"], kept["views"]
         torch.set_rng_state(kept["torch"])
     for step in tqdm(
@@ -228,15 +243,19 @@ def train(network, seed=0, folder="runs/demo_training", steps=None, every=50):
             recent = []
             state = {name: part.state_dict() for name, part in parts.items()}
             generators = {"views": views.rng.bit_generator.state, "torch": torch.get_rng_state()}
-            torch.save({**state, **generators, "curve": curve, "seconds": time.time() - begin}, partial := f"{saved}.partial")
+            if (step + 1) % 200 == 0:
+                watched[step + 1] = watch(shipped[0])
+            torch.save(
+                {**state, **generators, "curve": curve, "watched": watched, "seconds": time.time() - begin},
+                partial := f"{saved}.partial",
+            )
             os.replace(partial, saved)
-    shipped = teacher if "DINO" in network else student
-    return shipped[0].eval().requires_grad_(False), curve, time.time() - begin
+    return shipped[0].eval().requires_grad_(False), curve, watched, time.time() - begin
 
 
 def ship(network, seed=0, folder="runs/demo_training"):
     """Train, write `data/demo/<network>-seed<seed>.safetensors` (fp16) and its card. Returns the card's path."""
-    model, curve, seconds = train(network, seed, folder)
+    model, curve, watched, seconds = train(network, seed, folder)
     path = demo.FOLDER / f"{network}-seed{seed}.safetensors"
     state = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, str(path))
@@ -249,7 +268,34 @@ def ship(network, seed=0, folder="runs/demo_training"):
         "wall_seconds": round(seconds), "machine": f"{platform.machine()} CPU, 1 of {os.cpu_count()} cores, torch {torch.__version__}",
         "tried": "data/demo/README.md lists every recipe that was tried", "parameters": sum(t.numel() for t in state.values()),
         "final_loss": round(sum(curve[-5:]) / 5, 3), "loss_every_50_steps": curve,
-        "attention": "measured in notebook 02", "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "attention_IoU_on_validation": {"levels": list(scenes.LEVELS), "by_step": watched}, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }  # fmt: skip
+    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+    return path.with_suffix(".json")
+
+
+def ship_unlocked(folder="runs/demo_training", pairs=20_000):
+    """DINO trained on as CLIP's image encoder (Fig. 2, unlocked): backbone and new pair on captioned scenes, shipped with a card."""
+    from .backbone import unlock
+    from .datasets.pairs import WebPairs
+
+    load_images(folder)  # renders the scenes where they are missing
+    source = WebPairs(Path(folder, "scenes", "0000?.tar"))
+    model, clip = load_attention("scenes-DINO"), load_clip("scenes-ViT-32")
+    pair, history = unlock(clip, model, source)
+    path = demo.FOLDER / "scenes-DINO-unlocked-seed0.safetensors"
+    state = {name: tensor.half().contiguous() for name, tensor in model.model.state_dict().items()}
+    save_file(state, str(path))
+    pair.save(demo.FOLDER / "scenes-DINO-unlocked-seed0.pair.safetensors")
+    curve = [round(float(x), 3) for x in history["loss"].groupby(history.index // 50).mean()]
+    card = {
+        "network": "scenes-DINO-unlocked", "command": "python -m eclip_lib.demo_attention unlocked",
+        "data": f"the first {pairs} scenes of seed {scenes.SEEDS['train']} with their captions, once each; text encoder of scenes-ViT-32, locked",
+        "recipe": {"optimizer": "nmuon", "lr": 1e-3, "weight_decay": 0.05, "warmup": 100, "batch": 64, "steps": len(history)},
+        "wall_seconds": round(history["seconds"].iloc[-1]), "parameters": sum(t.numel() for t in state.values()),
+        "machine": f"{platform.machine()} CPU, 1 of {os.cpu_count()} cores, torch {torch.__version__}",
+        "final_loss": round(sum(curve[-5:]) / 5, 3), "loss_every_50_steps": curve,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }  # fmt: skip
     path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
     return path.with_suffix(".json")
@@ -257,8 +303,8 @@ def ship(network, seed=0, folder="runs/demo_training"):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("network", choices=list(OBJECTIVES))
+    parser.add_argument("network", choices=[*OBJECTIVES, "unlocked"])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(ship(options.network, options.seed))
+    print(ship_unlocked() if options.network == "unlocked" else ship(options.network, options.seed))

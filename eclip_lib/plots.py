@@ -118,3 +118,36 @@ def verdict_chart(verdicts, ax):
     ax.set(xlim=(0, 1), ylim=(len(verdicts) - 0.5, -0.5), xticks=[0, 0.5, 1])
     ax.figure.tight_layout()
     return ax
+
+
+def architecture():
+    """Fig. 5, drawn anew: what is locked (grey), what learns (green), what is used in training alone (dashed). Returns the figure."""
+    figure, ax = plt.subplots(figsize=(10, 3.1))
+    boxes = {
+        "image": (0, 2.0, "image", "white"), "text": (0, 0, "text", "white"),
+        "encoder": (1.6, 2.0, "CLIP image\nencoder", "lightgray"), "reader": (1.6, 0, "CLIP text\nencoder", "lightgray"),
+        "dino": (1.6, 1.0, "DINO\nattention A", "white"), "pool": (3.6, 2.0, "masked max\npooling (Eq. 7)", "white"),
+        "phi_i": (5.4, 2.0, r"$\hat\phi_i$", "palegreen"), "phi_t": (5.4, 0, r"$\hat\phi_t$", "palegreen"),
+        "loss": (7.0, 1.4, "InfoNCE\n(Eq. 9)", "white"), "map": (7.0, 0.4, "cosine, resize,\nmin-max: the map", "white"),
+    }  # fmt: skip
+    dashed = {"dino", "pool", "loss"}
+    for name, (x, y, label, colour) in boxes.items():
+        style = {"boxstyle": "round,pad=0.35", "fc": colour, "ec": "black", "ls": "--" if name in dashed else "-"}
+        ax.text(x, y, label, ha="center", va="center", fontsize=9, bbox=style)
+    arrows = [("image", "encoder", ""), ("text", "reader", ""), ("image", "dino", ""), ("encoder", "pool", "tokens $F_i$"), ("dino", "pool", "A"),
+              ("pool", "phi_i", "$F_{mc}$"), ("reader", "phi_t", "$F_t$"), ("phi_i", "loss", ""), ("phi_t", "loss", ""), ("phi_t", "map", ""),
+              ("phi_i", "map", "")]  # fmt: skip
+    for start, end, label in arrows:
+        (x0, y0, *_), (x1, y1, *_) = boxes[start], boxes[end]
+        style = "--" if start in dashed or end in dashed else "-"
+        half = lambda name: 0.3 if "phi" in name else 0.65  # noqa: E731
+        ax.annotate("", (x1 - half(end), y1), (x0 + half(start), y0), arrowprops={"arrowstyle": "->", "ls": style})
+        ax.text((x0 + x1) / 2, (y0 + y1) / 2 + 0.14, label, ha="center", fontsize=8)
+    over = {"arrowstyle": "->", "connectionstyle": "arc3,rad=-0.25"}
+    ax.annotate("", (5.3, 2.3), (1.8, 2.4), arrowprops=over)
+    ax.text(3.55, 2.6, "at test time: every token $F_i$, no mask", ha="center", fontsize=8)
+    ax.set(xlim=(-0.7, 8), ylim=(-0.5, 3.1))
+    ax.axis("off")
+    ax.set_title("ECLIP: grey is locked, green learns, dashed is used in training alone", fontsize=10)
+    figure.tight_layout()
+    return figure

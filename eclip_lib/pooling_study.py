@@ -135,15 +135,3 @@ def _draws(run, found, name, column, value, resamples):
     every = np.stack([bootstrap(part, value, resamples, run.seed) for part in _trainings(found, name, column)])
     chosen = np.random.default_rng(run.seed).integers(0, len(every), (len(every), resamples))
     return np.take_along_axis(every, chosen, 0).mean(0)
-
-
-def verdict(steps):
-    """One sentence a comparison: on how many network and dataset pairs it is seen in mIoU, in mSC, and where it is the reverse."""
-    lines = []
-    for (better, worse), part in steps.groupby(["better", "than"], sort=False):
-        counts = []
-        for measure in ("mIoU", "mSC"):
-            up, down = (part[f"{measure}_low"] > 0).sum(), (part[f"{measure}_high"] < 0).sum()
-            counts.append(f"{measure} higher on {up}, lower on {down}, undecided on {len(part) - up - down}")
-        lines.append(f"{better} against {worse} ({len(part)} network-dataset pairs): {'; '.join(counts)}")
-    return "\n".join(lines)
