@@ -11,6 +11,7 @@ import typer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0], pretty_exceptions_enable=False)
 ProfileOption = Annotated[str, typer.Option(help="demo, paper, or the path of a YAML file of that form")]
+METHODS = "clip, rclip, eclip, grad_cam, bi_model, clip_surgery, mask_clip, sclip, gem, legrad or rollout"  # test: equal to the registry
 Text = Annotated[str | None, typer.Option(help="comma-separated; replaces the profile's")]
 
 
@@ -19,7 +20,7 @@ def explain(
     photo: Annotated[str, typer.Argument(help="a picture, a folder or a glob")],
     texts: Annotated[list[str], typer.Argument(help="one or more texts, e.g. 'a photo of the dog'")],
     network: Annotated[str, typer.Option(help="an open_clip model name, or a demo network")] = "scenes-ViT-32",
-    method: Annotated[str, typer.Option(help="clip, rclip, eclip, grad_cam, bi_model, mask_clip, sclip or rollout")] = "rclip",
+    method: Annotated[str, typer.Option(help=METHODS)] = "rclip",
     pretrained: Annotated[str, typer.Option(help="an open_clip tag or a checkpoint")] = "default",
     projection: Annotated[str | None, typer.Option(help="a trained pair, for eclip")] = None,
     out: Annotated[str, typer.Option(help="the overlay to write, or a folder for several")] = "heat.png",
@@ -97,7 +98,7 @@ def promote(profile: ProfileOption = "demo"):
 
 @app.command()
 def evaluate(
-    method: Annotated[str, typer.Argument(help="clip or rclip")] = "clip",
+    method: Annotated[str, typer.Argument(help=METHODS)] = "clip",
     profile: ProfileOption = "demo",
     networks: Text = None,
     datasets: Text = None,
@@ -107,8 +108,9 @@ def evaluate(
     device: Text = None,
     out: Annotated[Path | None, typer.Option(help="write one CSV of rows per network and dataset into this folder")] = None,
 ):
-    """Score a method on every network and dataset of a profile and print a summary line for each."""
+    """Score a method on every network and dataset of a profile and print a summary line for each; ECLIP by notebook 05's pairs."""
     import eclip_lib as eclip
+    from eclip_lib.benchmarks import explainers_of
 
     run = eclip.load_profile(
         profile, networks=networks, datasets=datasets, root=root, pretrained=pretrained, limit=limit, device=device
@@ -116,7 +118,8 @@ def evaluate(
     for network in run.networks:
         clip = run.load_clip(network)
         for name in run.datasets:
-            rows = eclip.evaluate(eclip.explainer(method, clip), run.load_dataset(name), clip, run.workers, run.batch_size)
+            explain = explainers_of(run, clip, [method])[method]
+            rows = eclip.evaluate(explain, run.load_dataset(name), clip, run.workers, run.batch_size)
             if out:
                 out.mkdir(parents=True, exist_ok=True)
                 rows.to_csv(out / f"{method}-{network}-{name}.csv", index=False)

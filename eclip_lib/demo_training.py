@@ -23,8 +23,9 @@ from . import demo, evaluation
 from .clip import load_clip
 from .datasets import load_dataset, scenes
 from .datasets.captions import write_scenes
+from .demo_views import LEVELS
 
-SCENES, LEVELS = scenes.PRETRAINING, ("plain", "cluttered")
+SCENES = scenes.PRETRAINING
 RECIPE = {"train-num-samples": SCENES, "batch-size": 64, "opt": "timm/nmuon", "lr": 2e-3, "wd": 0.1, "beta1": 0.9, "beta2": 0.98,
           "eps": 1e-6, "warmup": 100, "grad-clip-norm": 1.0, "precision": "fp32"}  # fmt: skip
 # Table 4: the same network on nothing but the small set that ECLIP's pair is trained on, again and again

@@ -15,6 +15,7 @@ from .datasets import scenes
 from .datasets.base import read_image
 from .explainers import explainer
 from .itsm import itsm, score
+from .profiles import REPOSITORY
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -34,10 +35,12 @@ def explain(
 ):
     """Yields (path, image, scores [T], maps [T, H, W]) for every picture of a file, folder or glob.
 
-    scores: CLIP's own cosines (Eq. 3), the same for every method; maps: Eq. 5, at the picture's own size. Raises ValueError where method
-    and projection do not fit each other or the network."""
+    scores: CLIP's own cosines (Eq. 3), the same for every method; maps: Eq. 5, at the picture's own size. `projection`: a
+    trained pair, for "eclip"; a demo network has its own. Raises ValueError where method and projection do not fit each other or the network."""
     if not texts or any(not text.strip() for text in texts):
         raise ValueError("give at least one text, and none that is empty")
+    if method == "eclip" and projection is None and network in demo.NETWORKS and pretrained == "default":
+        projection = REPOSITORY / "results" / "demo" / "pairs" / f"{network}-ECLIP.safetensors"
     if (method == "eclip") != (projection is not None):
         raise ValueError("method eclip needs --projection, a trained pair; no other method takes one")
     files, clip = pictures(photo), load_clip(network, pretrained, device)

@@ -1,0 +1,62 @@
+"""The demo's self-supervised models: what their training sees, and that what is shipped loads."""
+
+import numpy as np
+import pytest
+import torch
+
+import eclip_lib as eclip
+from eclip_lib import demo, demo_attention, demo_views
+from eclip_lib.datasets import load_dataset
+
+
+@pytest.fixture(scope="module")
+def array():
+    """Scenes as the training's array holds them, levels in turn."""
+    levels = [load_dataset("scenes", level=level, length=4) for level in ("plain", "cluttered")]
+    return np.stack([np.asarray(levels[k % 2][k // 2].image) for k in range(8)])
+
+
+def test_the_salient_mask_is_near_the_objects():
+    dataset = load_dataset("scenes", length=20)
+    images = torch.stack([torch.from_numpy(np.array(e.image)).permute(2, 0, 1) / 255 for e in dataset])
+    truth = np.stack([np.any(list(e.masks.values()), 0) for e in dataset])
+    found = demo_views.salient(images)[:, 0].numpy() > 0.5
+    iou = (found & truth).sum((1, 2)) / (found | truth).sum((1, 2))
+    assert iou.mean() > 0.5
+
+
+@pytest.mark.parametrize("as_it_is", [0.0, 1.0])
+def test_views_keep_the_salient_pixels_and_change_the_rest(array, as_it_is):
+    torch.manual_seed(0)
+    views = demo_views.Views(array, 4, as_it_is, seed=0)
+    sources = views.scenes()
+    assert sources.shape == (4, 4, 224, 224)
+    one, two = (views.view(sources, 1.0, 1.0) for _ in range(2))
+    assert one.shape == (4, 3, 128, 128) and one.isfinite().all() and not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("network", list(demo_attention.OBJECTIVES))
+def test_training_learns_resumes_and_is_repeatable(network, array, tmp_path, monkeypatch):
+    pytest.importorskip("lightly", reason="the extra demo-models is not installed")
+    monkeypatch.setattr(demo_attention, "load_images", lambda folder: array)
+    monkeypatch.setitem(demo_attention.OBJECTIVES, network, demo_attention.OBJECTIVES[network] | {"batch": 4})
+    whole, curve, _, _ = demo_attention.train(network, folder=tmp_path, steps=4, every=2)
+    (tmp_path / f"{network}-seed0.pt").unlink()
+    assert len(curve) == 2 and not whole.training
+    demo_attention.train(network, folder=tmp_path / ".", steps=4, every=2)
+    again, same, _, _ = demo_attention.train(network, folder=tmp_path, steps=4, every=2)  # finished: goes on from its own file
+    assert same == curve
+    torch.testing.assert_close(whole.state_dict(), again.state_dict())
+
+
+@pytest.mark.parametrize("network", demo.ATTENTIONS)
+def test_the_shipped_models_attend_to_objects_more_than_chance(network):
+    model = eclip.load_attention(network)
+    dataset = load_dataset("scenes", length=20)
+    images = torch.stack([torch.from_numpy(np.array(e.image)).permute(2, 0, 1) / 255 for e in dataset])
+    share = torch.stack([torch.from_numpy(np.any(list(e.masks.values()), 0)).float() for e in dataset])
+    cells = torch.nn.functional.avg_pool2d(share[:, None], 16).flatten(1)
+    attention = model(images)
+    assert attention.shape == (20, 196) and model.grid == (14, 14)
+    mass = (attention * cells).sum(1) / attention.sum(1)
+    assert mass.mean() > 1.5 * cells.mean()
