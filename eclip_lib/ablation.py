@@ -20,6 +20,11 @@ def cached(run, clip, masks, where=None, reads=None):
     )  # fmt: skip
 
 
+def chosen_mask(run):
+    """The column of ECLIP's own pooling: masked max pooling with the last mask of the run (the profiles': DINO)."""
+    return f"masked_max:{list(run.masks)[-1]}"
+
+
 def train_rows(run, clip, cache, columns, seeds=None, init="random", on_epoch=None):
     """Train a pair for every column and seed with the run's settings -> ({(column, seed): `Projection`}, losses as a DataFrame)."""
     settings = {k: v for k, v in run.training.items() if k not in ("views", "augment")}

@@ -106,12 +106,11 @@ def load_attention(network, checkpoint="default", device="cpu"):
     network: a timm model name, "vit_base_patch16_224.dino" among them, or one of the demo's (`demo.ATTENTIONS`). checkpoint: "default"
     (timm's weights; the demo's bundled ones), a local file (MoCo v3's official format, or timm's names), or None for random
     weights. Raises ValueError, FileNotFoundError."""
+    if network in demo.ATTENTIONS and checkpoint == "default":
+        checkpoint = demo.checkpoint(network)
     try:
-        if network in demo.ATTENTIONS:
-            model = demo.attention_model()
-            checkpoint = demo.checkpoint(network) if checkpoint == "default" else checkpoint
-        else:
-            model = timm.create_model(network, pretrained=checkpoint == "default", num_classes=0)
+        own = network in demo.ATTENTIONS
+        model = demo.attention_model() if own else timm.create_model(network, pretrained=checkpoint == "default", num_classes=0)
     except Exception as error:
         raise ValueError(
             f"{network} could not be made with {'its weights' if checkpoint == 'default' else 'random weights'}: they are neither in "

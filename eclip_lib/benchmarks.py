@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from . import demo
+from .clip import is_vit
 from .discovery import MEASURES
 from .evaluation import batches, evaluate, prompts, recognize, summarize
 from .explainers import NEEDS, explainer
@@ -26,7 +27,7 @@ def explainers_of(run, clip, methods):
 
 def vits(run):
     """The profile's first two ViTs, coarse and fine (Table 2)."""
-    return [network for network in run.networks if run.load_clip(network, None).is_vit][:2]
+    return [network for network in run.networks if is_vit(network)][:2]
 
 
 # ---------------------------------------------------------------------------------------------------- rows on disk

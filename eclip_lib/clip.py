@@ -260,6 +260,12 @@ def load_clip(network, pretrained="default", device="cpu"):
     return Clip(model, tokenizer, network, label, device)
 
 
+def is_vit(network):
+    """Whether a network is a ViT, by its entry in the registry; nothing is loaded."""
+    demo.register()
+    return isinstance(open_clip.get_model_config(network)["vision_cfg"].get("layers"), int)
+
+
 def _is_path(pretrained):
     return (
         isinstance(pretrained, Path) or Path(pretrained).suffix in (".pt", ".pth", ".bin", ".safetensors") or "/" in pretrained

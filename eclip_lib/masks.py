@@ -1,10 +1,14 @@
 """What can stand in for the attention of a self-supervised model, and how well any of them finds objects (Fig. 2, notebook 02)."""
 
+import json
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from . import demo
 from .attention import clip_attention, pixel_saliency, resize_attention
 from .discovery import examples
 from .evaluation import batches
@@ -145,3 +149,28 @@ def verdict(table):
             words[word].append(f"{row['than']} {row['network']}".strip())
         lines.append(f"{name}, IoU of {mask}: " + "; ".join(f"{word} {', '.join(who)}" for word, who in words.items() if who))
     return "\n".join(lines)
+
+
+def training_figure(run):
+    """How the demo's own self-supervised models came to attend: loss, and IoU of the attention with objects of validation scenes, by step.
+    Returns the figure, or None where the run's masks were not trained by this repository."""
+    cards = {}
+    for name, network in run.masks.items():
+        path = demo.FOLDER / f"{network}-seed0.json"
+        if path.exists():
+            cards[name] = json.loads(path.read_text())
+    if not cards or run.pretrained is None:
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(10, 2.8))
+    for k, (name, card) in enumerate(cards.items()):
+        loss, watched = card["loss_every_50_steps"], card["attention_IoU_on_validation"]
+        axes[0].plot(np.arange(1, len(loss) + 1) * 50, loss, color=f"C{k}", label=name)
+        for column, (level, style) in enumerate(zip(watched["levels"], ("o-", "s--"), strict=True)):
+            points = sorted((int(step), values[column]) for step, values in watched["by_step"].items())
+            axes[1].plot(*zip(*points, strict=True), style, color=f"C{k}", markersize=4, label=f"{name}, {level}")
+    axes[0].set(xlabel="step", ylabel="loss")
+    axes[1].set(xlabel="step", ylabel="IoU of the attention (%)", ylim=(0, 100))
+    for ax in axes:
+        ax.legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    return figure

@@ -6,8 +6,9 @@ import pandas as pd
 import torch
 
 from . import discovery
-from .ablation import cached, over_seeds, score_pairs, seed_table, train_rows
+from .ablation import cached, chosen_mask, over_seeds, score_pairs, seed_table, train_rows
 from .evaluation import bootstrap, recognize, summarize
+from .pooling_study import masks_for
 
 
 def train_eclip(run, clip, models, snapshots=()):
@@ -15,8 +16,8 @@ def train_eclip(run, clip, models, snapshots=()):
 
     snapshots: epochs after which the first pair is kept. Returns (pairs {(column, seed)}, losses, {epoch: pair}); the first pair is
     saved under `out`/pairs for the later notebooks."""
-    cache = cached(run, clip, models)
-    column, kept = cache.columns[-1], {}
+    cache = cached(run, clip, masks_for(run, clip, models))
+    column, kept = chosen_mask(run), {}
 
     def keep(epoch, pair):
         if epoch in snapshots and epoch not in kept:

@@ -6,8 +6,9 @@ import pandas as pd
 import seaborn as sns
 
 from . import discovery
-from .ablation import cached, over_seeds, row_name, score_pairs, seed_table, train_rows
+from .ablation import cached, chosen_mask, over_seeds, row_name, score_pairs, seed_table, train_rows
 from .cache import GROUND_TRUTH
+from .clip import is_vit
 from .evaluation import bootstrap
 from .masks import Own, noise, saliency
 
@@ -57,29 +58,35 @@ def map_sheet(run, clip, pairs, name, count=4):
     return rows, ["image", "ground truth", "CLIP", *names], picked
 
 
-def extra_masks(run, clip):
-    """Masks beyond the paper's for one network: ground truth where the pairs have it, CLIP's own attention on ViTs, saliency, noise."""
-    masks = {"pixel saliency": saliency, "noise": noise}
-    if clip.is_vit:
-        masks = {"CLIP's own": Own(clip)} | masks
+def masks_for(run, clip, models):
+    """The masks of one network's cache: the run's own, and on its first ViT those beyond the paper: ground truth where the pairs have it,
+    CLIP's own attention, saliency, noise. Notebooks 03 and 05 ask for the same ones, so they share one cache."""
+    if clip.network != next((network for network in run.networks if is_vit(network)), None):
+        return models
+    extra = {"CLIP's own": Own(clip), "pixel saliency": saliency, "noise": noise}
     if run.pairs.startswith("scenes") and run.training["augment"] is None:
-        masks = {GROUND_TRUTH: True} | masks
-    return masks
+        extra = {GROUND_TRUTH: True} | extra
+    return extra | models
 
 
-def beyond(run, clip, trained, cache):
-    """Table 3's rows again for one network, beside other masks and a start from CLIP's own pair -> DataFrame over seeds.
+def paper_columns(run):
+    """The columns of Table 3."""
+    return ["attention", "average", "max", *(f"masked_max:{name}" for name in run.masks)]
 
-    trained, cache: of Table 3, {(column, seed): pair} and the features they were trained on."""
-    extra = cached(run, clip, extra_masks(run, clip))
-    masked = [column for column in extra.columns if column.startswith("masked_max")]
-    pairs = {key: pair for key, pair in trained.items() if "max" in key[0]}
-    pairs |= train_rows(run, clip, extra, masked)[0]
-    if clip.is_vit:  # a ResNet's own pair reads other features than the learned one
-        best = cache.columns[-1]
-        again = train_rows(run, clip, cache, [best], init="clip")[0]
-        pairs |= {(f"{column}, from CLIP's pair", seed): pair for (column, seed), pair in again.items()}
-    return over_seeds(seed_table(run, {clip.network: score_pairs(run, clip, pairs)}))
+
+def beyond(run, clips, caches, trained):
+    """Table 3's max rows again for the first ViT, beside other masks and a start from CLIP's own pair -> DataFrame over seeds.
+
+    clips, caches, trained: of Table 3, by network."""
+    network = next(filter(is_vit, clips), None)
+    if network is None:
+        return pd.DataFrame()
+    clip, cache = clips[network], caches[network]
+    pairs = {key: pair for key, pair in trained[network].items() if "max" in key[0]}
+    pairs |= train_rows(run, clip, cache, [column for column in cache.columns if column not in paper_columns(run)])[0]
+    again = train_rows(run, clip, cache, [chosen_mask(run)], init="clip")[0]
+    pairs |= {(f"{column}, from CLIP's pair", seed): pair for (column, seed), pair in again.items()}
+    return over_seeds(seed_table(run, {network: score_pairs(run, clip, pairs)}))
 
 
 def resnet_grid(run, clips, models, trained):
@@ -88,7 +95,8 @@ def resnet_grid(run, clips, models, trained):
     for network, clip in clips.items():
         if clip.is_vit:
             continue
-        cache = cached(run, clip, models, reads="tokens")
+        last = list(models)[-1]
+        cache = cached(run, clip, {last: models[last]}, reads="tokens")
         columns = [column for column in cache.columns if column != "attention"]
         for reads, pairs in (
             ("feature map", {key: pair for key, pair in trained[network].items() if key[0] in columns}),

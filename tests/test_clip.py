@@ -211,3 +211,10 @@ def test_loading_is_quiet(caplog):
     with caplog.at_level(logging.WARNING):
         eclip.load_clip("scenes-ViT-32", None)
     assert not caplog.records
+
+
+def test_the_registry_tells_vits_from_resnets():
+    from eclip_lib.clip import is_vit
+
+    names = ["scenes-ViT-32", "ViT-B-16", "ViT-L-14", "scenes-RN", "RN50", "RN101"]
+    assert [is_vit(name) for name in names] == [True, True, True, False, False, False]
