@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from open_clip.loss import ClipLoss
 from timm.optim import create_optimizer_v2
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -48,7 +47,7 @@ def unlock(clip, backbone, source, epochs=1, batch_size=64, lr=1e-3, weight_deca
     model = Transplant(clip, backbone.requires_grad_(True))
     pair = new_pair(clip, backbone.model.embed_dim, "tokens", seed).to(clip.device)
     learned = torch.nn.ModuleList([backbone.model, pair])
-    optimizer, loss_of = create_optimizer_v2(learned, "nmuon", lr=lr, weight_decay=weight_decay), ClipLoss()
+    optimizer = create_optimizer_v2(learned, "nmuon", lr=lr, weight_decay=weight_decay)
     parts = list(source.parts)
     transform, step, lines, begin = augmentation(clip, augment), 0, [], time.perf_counter()
     total = None
@@ -67,7 +66,7 @@ def unlock(clip, backbone, source, epochs=1, batch_size=64, lr=1e-3, weight_deca
                 with torch.no_grad():
                     text = clip.encode_text(list(captions))
                 feature = model.encode_image(torch.stack(images)).class_token
-                loss = contrastive_loss(pair, feature, text, clip.logit_scale, loss_of)
+                loss = contrastive_loss(pair, feature, text, clip.logit_scale)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -70,10 +70,14 @@ def learning_rate(step, steps, per_epoch, lr):
 
 
 def contrastive_loss(pair, image, text, scale, loss=None):
-    """Eq. 9: symmetric InfoNCE between F_mc φ̂_i and F_t φ̂_t. image: [n, C], text: [n, Ct], pooled and before the projection."""
-    loss = loss or ClipLoss()
+    """Eq. 9: symmetric InfoNCE between F_mc φ̂_i and F_t φ̂_t. image: [n, C], text: [n, Ct], pooled and before the projection. loss: open_clip's
+    `ClipLoss`, which gathers the batch across ranks; on one rank the logits are computed once for both directions."""
     image, text = (pair.image(image), pair.text(text)) if isinstance(pair, Projection) else pair(image, text)
-    return loss(F.normalize(image, dim=-1), F.normalize(text, dim=-1), scale)
+    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+    if loss is not None:
+        return loss(image, text, scale)
+    logits, own = scale * image @ text.T, torch.arange(len(text), device=text.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 class _Both(nn.Module):
@@ -109,7 +113,7 @@ def train_pair(
     pair = new_pair(clip, width, "feature_map" if last_stage else "tokens", seed, init).to(clip.device)
     both = _Both(pair)
     model = DistributedDataParallel(both) if world > 1 else both
-    loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
+    loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world) if world > 1 else None
     optimizer = torch.optim.AdamW(pair.parameters(), lr=lr, weight_decay=weight_decay)
     per_epoch = max(1, len(cache) // batch_size)
     steps, step, history = epochs * per_epoch, 0, []
