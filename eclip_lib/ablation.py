@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from .cache import cache_features
+from .cache import TOKENS, cache_features
 from .datasets.pairs import load_pairs
 from .discovery import MEASURES
 from .evaluation import evaluate, summarize
@@ -10,12 +10,12 @@ from .explainers import explainer
 from .training import train_pair, validation_loss
 
 
-def cached(run, clip, masks, where=None, reads=None):
+def cached(run, clip, masks, where=None):
     """The pooled features of the run's image-caption pairs (or `where`), under `out`/cache: other notebooks find them there."""
     settings = run.training
     return cache_features(
         clip, load_pairs(where or run.pairs), run.out / "cache", masks, settings["views"] if where is None else 1,
-        settings["augment"] if where is None else None, seed=run.seed, workers=run.workers, reads=reads,
+        settings["augment"] if where is None else None, seed=run.seed, workers=run.workers,
         description=f"{clip.network}: {where or run.pairs}",
     )  # fmt: skip
 
@@ -60,7 +60,7 @@ def score_pairs(run, clip, pairs):
 
 def row_name(column):
     """A column of the cache as Table 3 calls it: "max, mask: DINO"."""
-    kind, _, mask = column.partition(":")
+    kind, _, mask = column.removeprefix(TOKENS).partition(":")
     return f"max, mask: {mask}" if kind == "masked_max" else kind
 
 

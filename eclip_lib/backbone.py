@@ -18,6 +18,7 @@ from .clip import Clip, Projection
 from .datasets.pairs import load_pairs
 from .evaluation import evaluate, summarize
 from .explainers import explainer
+from .pooling_study import masks_for
 from .training import contrastive_loss, new_pair, train_pair
 
 
@@ -91,8 +92,10 @@ def arms(run, clip, models):
     settings = {k: v for k, v in run.training.items() if k not in ("views", "augment")}
     found = {"CLIP, own pair": Arm(clip, clip.projection, "as trained")}
     name, model = next((n, m) for n, m in reversed(models.items()))
-    for title, encoder in {"CLIP, new pair": clip, f"{name}, locked": Transplant(clip, model)}.items():
-        pair, history = train_pair(encoder, cached(run, encoder, {}), "attention", seed=run.seed, **settings)
+    other = Transplant(clip, model)
+    caches = {"CLIP, new pair": (clip, masks_for(run, clip, models)), f"{name}, locked": (other, {})}
+    for title, (encoder, masks) in caches.items():
+        pair, history = train_pair(encoder, cached(run, encoder, masks), "attention", seed=run.seed, **settings)
         found[title] = Arm(encoder, pair, f"final training loss {history['loss'].iloc[-1]:.1f}")
     found[f"{name}, unlocked"] = _unlocked(run, clip, run.load_masks()[name])
     return found

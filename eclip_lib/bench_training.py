@@ -57,7 +57,7 @@ def all_poolings(device="cpu", count=32):
     clip = load_clip("ViT-B-16", None, device)
     masks = {name: load_attention("vit_small_patch16_224", None, device) for name in ("MoCo v3", "DINO")}
     source = ScenePairs(count, size=count)
-    about = {"reads": "tokens", "seed": 0, "views": 1, "batch_size": 32}
+    about = {"seed": 0, "views": 1, "batch_size": 32}
     items = list(source.read(source.parts[0]))
     images = torch.stack([clip.preprocess(scene.image) for _, scene, _ in items]).to(device)
 

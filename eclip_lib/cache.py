@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from .pooling import pool
 
 GROUND_TRUTH = "ground truth"
+TOKENS = "tokens/"  # columns of a ResNet that pool the tokens after the attention pool, not the last stage's feature map
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class PairViews(TorchDataset):
             return None
 
 
+def _poolings(features, attentions):
+    masked = {f"masked_max:{name}": pool(features, "masked_max", attention) for name, attention in attentions.items()}
+    return pool(features, ["average", "max"]) | masked
+
+
 @torch.no_grad()
 def _encode(clip, backbones, source, part, transform, about, workers):
     items, columns, skipped = list(source.read(part)), {}, 0
@@ -96,15 +102,17 @@ def _encode(clip, backbones, source, part, transform, about, workers):
         images, captions, truths = zip(*good, strict=True)
         images = torch.stack(images)
         features = clip.encode_image(images)
-        if about["reads"] == "tokens":
-            features = replace(features, feature_map=None)
-        rows = pool(features, ["attention", "average", "max"])
+        attentions = {}
         for name, backbone in backbones.items():
             if name == GROUND_TRUTH:
-                attention = F.adaptive_avg_pool2d(torch.stack(truths).float(), features.grid).flatten(1).to(clip.device)
+                share = F.adaptive_avg_pool2d(torch.stack(truths).float(), features.grid)
+                attentions[name] = share.flatten(1).to(clip.device)
             else:
-                attention = backbone((images * std + mean).to(clip.device), features.grid)
-            rows[f"masked_max:{name}"] = pool(features, "masked_max", attention)
+                attentions[name] = backbone((images * std + mean).to(clip.device), features.grid)
+        rows = {"attention": features.class_token, **_poolings(features, attentions)}
+        if features.feature_map is not None:
+            tokens = _poolings(replace(features, feature_map=None), attentions)
+            rows |= {TOKENS + name: pooled for name, pooled in tokens.items()}
         rows["text"] = clip.encode_text(list(captions))
         for name, tensor in rows.items():
             columns.setdefault(name, []).append(tensor.float().cpu())
@@ -140,22 +148,24 @@ def _intact(shard):
 
 
 def cache_features(
-    clip, source, folder, masks=None, views=1, augment="deit", seed=0, batch_size=64, workers=0, reads=None, description=None
+    clip, source, folder, masks=None, views=1, augment="deit", seed=0, batch_size=64, workers=0, description=None
 ):
-    """Encode every pair of a source once -> `Cache` with the columns "attention", "average", "max", "masked_max:<mask>".
+    """Encode every pair of a source once -> `Cache` with the columns "attention", "average", "max", "masked_max:<mask>"; on a ResNet these
+    pool the last stage's feature map, and "tokens/average" and so on the tokens after the attention pool.
 
     source: see `datasets.pairs`. masks: {name: SelfAttention, or another module of (images in [0, 1], grid) -> [B, N]}, applied to the
     same view; under the name "ground truth" (any value) the source's own masks, without augmentation only. views: augmented copies of
-    each image. reads: what is pooled, "feature_map" or "tokens" (default: `clip.pools`; they differ on ResNets).
+    each image.
     Resumes: whole shards are kept, missing or damaged ones are made. Raises OSError where the disk is full, ValueError."""
-    masks, reads = masks or {}, reads or clip.pools
+    masks = masks or {}
     if GROUND_TRUTH in masks and (augment is not None or not hasattr(source, "mask")):
         raise ValueError("ground-truth masks need a source that has them (scenes) and augment=None")
+    pooled = ["average", "max", *(f"masked_max:{name}" for name in masks)]
     about = {
         "network": clip.network, "weights": clip.pretrained, "model": _digest(clip.model), "pairs": source.about,
         "masks": {name: [getattr(backbone, "name", name), _digest(backbone)] for name, backbone in masks.items()},
-        "columns": ["attention", "average", "max", *(f"masked_max:{name}" for name in masks)],
-        "reads": reads,
+        "columns": ["attention", *pooled, *(TOKENS + name for name in pooled if clip.pools == "feature_map")],
+        "reads": clip.pools,
         "views": views, "augment": augment, "seed": seed, "batch_size": batch_size,
     }  # fmt: skip
     text = json.dumps(about, sort_keys=True, default=list)

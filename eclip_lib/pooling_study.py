@@ -6,8 +6,8 @@ import pandas as pd
 import seaborn as sns
 
 from . import discovery
-from .ablation import cached, chosen_mask, over_seeds, row_name, score_pairs, seed_table, train_rows
-from .cache import GROUND_TRUTH
+from .ablation import chosen_mask, over_seeds, row_name, score_pairs, seed_table, train_rows
+from .cache import GROUND_TRUTH, TOKENS
 from .clip import is_vit
 from .evaluation import bootstrap
 from .masks import Own, noise, saliency
@@ -89,19 +89,16 @@ def beyond(run, clips, caches, trained):
     return over_seeds(seed_table(run, {network: score_pairs(run, clip, pairs)}))
 
 
-def resnet_grid(run, clips, models, trained):
+def resnet_grid(run, clips, caches, trained):
     """{feature map, tokens after the attention pool} x {average, max, masked max} on every ResNet -> DataFrame over seeds."""
     lines = []
     for network, clip in clips.items():
-        if clip.is_vit:
+        if is_vit(network):
             continue
-        last = list(models)[-1]
-        cache = cached(run, clip, {last: models[last]}, reads="tokens")
-        columns = [column for column in cache.columns if column != "attention"]
-        for reads, pairs in (
-            ("feature map", {key: pair for key, pair in trained[network].items() if key[0] in columns}),
-            ("tokens after the pool", train_rows(run, clip, cache, columns)[0]),
-        ):
+        columns = ["average", "max", chosen_mask(run)]
+        tokens = train_rows(run, clip, caches[network], [TOKENS + column for column in columns])[0]
+        feature_map = {key: pair for key, pair in trained[network].items() if key[0] in columns}
+        for reads, pairs in (("feature map", feature_map), ("tokens after the pool", tokens)):
             table = over_seeds(seed_table(run, {network: score_pairs(run, clip, pairs)}))
             table.insert(2, "reads", reads)
             lines.append(table)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
+from .cache import TOKENS
 from .clip import Projection
 from .profiles import REPOSITORY
 
@@ -96,7 +97,7 @@ def train_pair(
 ):
     """Train a pair on one column of a cache -> (`Projection`, DataFrame of epoch, loss, lr, seconds).
 
-    pooling: "attention", "average", "max" or "masked_max:<mask>". batch_size: of all ranks together; under torchrun with a process
+    pooling: a column, e.g. "attention", "average", "max" or "masked_max:<mask>". batch_size: of all ranks together; under torchrun with a process
     group initialised every rank takes its share and the contrastive batch is gathered. on_epoch: called with (epoch, pair).
     The logit scale stays CLIP's. Raises ValueError where the cache belongs to another network."""
     if (cache.about["network"], cache.about["weights"]) != (clip.network, clip.pretrained):
@@ -109,7 +110,7 @@ def train_pair(
     if batch_size % world:
         raise ValueError(f"a batch of {batch_size} cannot be shared by {world} ranks")
     width = cache.read(cache.shards[0], pooling)[0].shape[1]
-    last_stage = pooling != "attention" and cache.about["reads"] == "feature_map"
+    last_stage = cache.about["reads"] == "feature_map" and pooling != "attention" and not pooling.startswith(TOKENS)
     pair = new_pair(clip, width, "feature_map" if last_stage else "tokens", seed, init).to(clip.device)
     both = _Both(pair)
     model = DistributedDataParallel(both) if world > 1 else both

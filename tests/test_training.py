@@ -74,10 +74,11 @@ def test_a_resnet_cache_reads_the_feature_map_or_the_tokens(tmp_path):
     resnet, source = eclip.load_clip("scenes-RN", None), ScenePairs(count=2, size=2)
     with torch.no_grad():
         features = resnet.encode_image(torch.stack([resnet.preprocess(s.image) for _, s, _ in source.read(source.parts[0])]))
-    for reads, tokens in (("feature_map", features.feature_map), ("tokens", features.tokens)):
-        cache = caching.cache_features(resnet, source, tmp_path, augment=None, reads=reads)
-        torch.testing.assert_close(cache.read(cache.shards[0], "max")[0], tokens.amax(1), atol=1e-4, rtol=1e-3)
-        assert training.train_pair(resnet, cache, "max", epochs=1, batch_size=2)[0].reads == reads
+    cache = caching.cache_features(resnet, source, tmp_path, augment=None)
+    assert cache.columns == ["attention", "average", "max", "tokens/average", "tokens/max"]
+    for column, reads, tokens in (("max", "feature_map", features.feature_map), ("tokens/max", "tokens", features.tokens)):
+        torch.testing.assert_close(cache.read(cache.shards[0], column)[0], tokens.amax(1), atol=1e-4, rtol=1e-3)
+        assert training.train_pair(resnet, cache, column, epochs=1, batch_size=2)[0].reads == reads
 
 
 def test_ground_truth_masks_need_a_source_that_has_them(clip, tmp_path):
