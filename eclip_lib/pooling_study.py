@@ -74,32 +74,33 @@ def paper_columns(run):
     return ["attention", "average", "max", *(f"masked_max:{name}" for name in run.masks)]
 
 
-def beyond(run, clips, caches, trained):
+def beyond(run, clips, caches, rows):
     """Table 3's max rows again for the first ViT, beside other masks and a start from CLIP's own pair -> DataFrame over seeds.
 
-    clips, caches, trained: of Table 3, by network."""
+    clips, caches: by network. rows: Table 3's, {network: `score_pairs`}."""
     network = next(filter(is_vit, clips), None)
     if network is None:
         return pd.DataFrame()
     clip, cache = clips[network], caches[network]
-    pairs = {key: pair for key, pair in trained[network].items() if "max" in key[0]}
-    pairs |= train_rows(run, clip, cache, [column for column in cache.columns if column not in paper_columns(run)])[0]
+    found = {(key, name): part for (key, name), part in rows[network].items() if "max" in key[0]}
+    pairs = train_rows(run, clip, cache, [column for column in cache.columns if column not in paper_columns(run)])[0]
     again = train_rows(run, clip, cache, [chosen_mask(run)], init="clip")[0]
     pairs |= {(f"{column}, from CLIP's pair", seed): pair for (column, seed), pair in again.items()}
-    return over_seeds(seed_table(run, {network: score_pairs(run, clip, pairs)}))
+    return over_seeds(seed_table(run, {network: found | score_pairs(run, clip, pairs)}))
 
 
-def resnet_grid(run, clips, caches, trained):
-    """{feature map, tokens after the attention pool} x {average, max, masked max} on every ResNet -> DataFrame over seeds."""
+def resnet_grid(run, clips, caches, rows):
+    """{feature map, tokens after the attention pool} x {average, max, masked max} on every ResNet -> DataFrame over seeds. Arguments as of
+    `beyond`."""
     lines = []
     for network, clip in clips.items():
         if is_vit(network):
             continue
         columns = ["average", "max", chosen_mask(run)]
         tokens = train_rows(run, clip, caches[network], [TOKENS + column for column in columns])[0]
-        feature_map = {key: pair for key, pair in trained[network].items() if key[0] in columns}
-        for reads, pairs in (("feature map", feature_map), ("tokens after the pool", tokens)):
-            table = over_seeds(seed_table(run, {network: score_pairs(run, clip, pairs)}))
+        feature_map = {(key, name): part for (key, name), part in rows[network].items() if key[0] in columns}
+        for reads, found in (("feature map", feature_map), ("tokens after the pool", score_pairs(run, clip, tokens))):
+            table = over_seeds(seed_table(run, {network: found}))
             table.insert(2, "reads", reads)
             lines.append(table)
     return pd.concat(lines, ignore_index=True) if lines else pd.DataFrame()
