@@ -108,12 +108,13 @@ def shift_legend(figure):
 
 
 def verdict_chart(verdicts, ax):
-    """One bar a claim of `claims.judge_all`: the share of its cases that hold, green where all do, grey where nothing was measured."""
+    """One bar a claim of `claims.judge_all`: the share of its cases that hold, green where all do."""
     for k, (_, verdict) in enumerate(verdicts.iterrows()):
         if verdict["cases"]:
             good, count = map(int, verdict["cases"].split(" of "))
             ax.barh(k, good / count, color="tab:green" if good == count else "tab:orange")
-        ax.barh(k, 1, color="lightgray", zorder=0)
+        ax.barh(k, 1, color="lightgray" if verdict["cases"] else "white", zorder=0)
+        ax.text(0.01, k, verdict["cases"] or "not measured", va="center", fontsize=6)
     ax.set_yticks(range(len(verdicts)), [f"{k}. {c[:70]}" for k, c in enumerate(verdicts["claim"], 1)], fontsize=7)
     ax.set(xlim=(0, 1), ylim=(len(verdicts) - 0.5, -0.5), xticks=[0, 0.5, 1])
     ax.figure.tight_layout()

@@ -86,7 +86,8 @@ def beyond(run, clips, caches, rows):
     pairs = train_rows(run, clip, cache, [column for column in cache.columns if column not in paper_columns(run)])[0]
     again = train_rows(run, clip, cache, [chosen_mask(run)], init="clip")[0]
     pairs |= {(f"{column}, from CLIP's pair", seed): pair for (column, seed), pair in again.items()}
-    return over_seeds(seed_table(run, {network: found | score_pairs(run, clip, pairs)}))
+    table = over_seeds(seed_table(run, {network: found | score_pairs(run, clip, pairs)}))
+    return table.sort_values("dataset", kind="stable", ignore_index=True)
 
 
 def resnet_grid(run, clips, caches, rows):

@@ -53,7 +53,7 @@ def test_a_folder_and_a_glob_with_every_method(photos):
     [
         (["nowhere.jpg", "a star"], "no picture at nowhere.jpg"),
         (["{photo}", " "], "none that is empty"),
-        (["{photo}", "a star", "--method", "eclip"], "needs --projection"),
+        (["{photo}", "a star", "--method", "eclip", "--network", "ViT-B-32"], "needs --projection"),
         (["{photo}", "a star", "--method", "lime"], "no method 'lime'"),
         (["{photo}", "a star", "--network", "ViT-B-61"], "no network"),
         (["{broken}", "a star"], "cannot be read as an image"),
@@ -64,3 +64,12 @@ def test_mistakes_are_one_sentence(photos, arguments, message):
     arguments = [a.format(photo=photos / "photo0.jpg", broken=photos / "broken.jpg") for a in arguments]
     result = run(*arguments, "--out", photos / "x.png")
     assert isinstance(result.exception, (ValueError, FileNotFoundError)) and message in str(result.exception)
+
+
+def test_a_demo_network_has_a_pair_of_its_own_and_the_help_names_every_method(photos):
+    from eclip_lib.explainers import NEEDS, REGISTRY
+
+    assert run(photos / "photo0.jpg", TEXTS[0], "--method", "eclip", "--out", photos / "own.png").exit_code == 0
+    assert set(cli.METHODS.replace(" or ", ", ").split(", ")) == set(REGISTRY) == set(NEEDS)
+    readme = (cli.Path(cli.__file__).parents[1] / "README.md").read_text()
+    assert all(f"| `{method}` |" in readme for method in REGISTRY)

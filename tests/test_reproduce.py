@@ -70,7 +70,7 @@ def test_a_committed_notebook_keeps_no_trace_of_the_machine(house):
     assert [c["execution_count"] for c in book["cells"]] == [1, 2] and book["cells"][0]["metadata"] == {"tags": ["parameters"]}
 
 
-def test_promotion_copies_tables_and_figures(house, monkeypatch):
+def test_promotion_copies_tables_figures_pairs_and_the_report(house, monkeypatch):
     from eclip_lib import profiles
 
     monkeypatch.setattr(reproduce, "REPOSITORY", house)
@@ -79,7 +79,11 @@ def test_promotion_copies_tables_and_figures(house, monkeypatch):
         reproduce.promote("demo")
     (house / "runs" / "demo" / "tables").mkdir(parents=True)
     (house / "runs" / "demo" / "tables" / "a.csv").write_text("x\n1\n")
-    assert reproduce.promote("demo") == [house / "results" / "demo" / "tables" / "a.csv"]
+    (house / "runs" / "demo" / "pairs").mkdir()
+    (house / "runs" / "demo" / "pairs" / "n-ECLIP.safetensors").touch()
+    (house / "runs" / "demo" / "report.md").touch()
+    copied = ["tables/a.csv", "pairs/n-ECLIP.safetensors", "report.md"]
+    assert reproduce.promote("demo") == [house / "results" / "demo" / name for name in copied]
 
 
 def test_a_users_mistake_is_one_sentence(monkeypatch, capsys):
