@@ -7,16 +7,15 @@ from .datasets.pairs import load_pairs
 from .discovery import MEASURES
 from .evaluation import evaluate, summarize
 from .explainers import explainer
-from .training import train_pair, validation_loss
+from .training import train_pair
 
 
-def cached(run, clip, masks, where=None):
-    """The pooled features of the run's image-caption pairs (or `where`), under `out`/cache: other notebooks find them there."""
+def cached(run, clip, masks):
+    """The pooled features of the run's image-caption pairs, under `out`/cache: other notebooks find them there."""
     settings = run.training
     return cache_features(
-        clip, load_pairs(where or run.pairs), run.out / "cache", masks, settings["views"] if where is None else 1,
-        settings["augment"] if where is None else None, seed=run.seed, workers=run.workers,
-        description=f"{clip.network}: {where or run.pairs}",
+        clip, load_pairs(run.pairs), run.out / "cache", masks, settings["views"], settings["augment"], seed=run.seed,
+        workers=run.workers, description=f"{clip.network}: {run.pairs}",
     )  # fmt: skip
 
 
@@ -35,15 +34,6 @@ def train_rows(run, clip, cache, columns, seeds=None, init="random", on_epoch=No
             pairs[column, seed] = pair
             losses.append(history.assign(network=run.title(clip.network), pooling=column, seed=seed))
     return pairs, pd.concat(losses, ignore_index=True)
-
-
-def held_out_losses(run, clip, cache, pairs):
-    """Loss of trained pairs on held-out captions -> DataFrame of pooling, seed, loss."""
-    lines = [
-        {"pooling": column, "seed": seed, "loss": validation_loss(clip, cache, pair, column)}
-        for (column, seed), pair in pairs.items()
-    ]
-    return pd.DataFrame(lines)
 
 
 def score_pairs(run, clip, pairs):

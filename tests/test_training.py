@@ -319,3 +319,20 @@ def test_one_and_two_ranks_agree(clip, tmp_path):
     two = eclip.Projection.load(out, clip)
     torch.testing.assert_close(two.image.weight, pair.image.weight, atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(two.text.weight, pair.text.weight, atol=1e-5, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_the_validation_loss_is_eq_9_on_full_batches(clip, cached):
+    pair = training.new_pair(clip, 128, "tokens")
+    rows = [cached.read(shard, "max") for shard in cached.shards]
+    image, text = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    slow = []
+    for start in range(0, len(text) // 8 * 8, 8):
+        i, t = (
+            z / z.norm(dim=-1, keepdim=True) for z in (pair.image(image[start : start + 8]), pair.text(text[start : start + 8]))
+        )
+        odds = (clip.logit_scale * i @ t.T).double().exp()
+        own = odds.diagonal()
+        slow.append(float((-(own / odds.sum(0)).log() - (own / odds.sum(1)).log()).mean() / 2))
+    value = training.validation_loss(clip, cached, pair, "max", batch_size=8)
+    assert value == pytest.approx(sum(slow) / len(slow), rel=1e-4)

@@ -38,7 +38,6 @@ class Profile:
     seed: int
     masks: dict[str, str]  # name: timm or demo network, or "network=checkpoint"
     pairs: str  # image-caption pairs that a new projection is trained on, see `datasets.pairs`
-    held_out: str | None  # pairs for the validation loss
     training: dict  # epochs, batch_size, lr, weight_decay, views, augment: see `training` and `cache`
     trainings: int  # seeds of a trained pair
     out: Path
@@ -171,11 +170,20 @@ def load_profile(profile="demo", **parameters):
         settings["pretrained"] = None
     if settings["root"] and "=" not in str(settings["root"]) and "root" not in given:
         settings["root"] = str(REPOSITORY / settings["root"])  # a profile's own folder is the repository's
+    if "pairs" not in given:
+        settings["pairs"] = _anchored(settings["pairs"], ":")
+    settings["masks"] = {name: _anchored(where, "=") for name, where in settings["masks"].items()}
     if set(settings["networks"]) != set(before["networks"]) or settings["pretrained"] != before["pretrained"]:
         settings["replicates"] = {}
     result = Profile(name=path.stem, out=out, **settings)
     result.changed = [name for name in given if settings[name] != before[name]]
     return _checked(result, path)
+
+
+def _anchored(where, mark):
+    """A profile's own "web:data/*.tar" or "network=weights/file" with its path from the repository on, wherever the notebook runs."""
+    kind, found, place = where.partition(mark)
+    return where if not found or kind.startswith("scenes") else f"{kind}{found}{REPOSITORY / place}"
 
 
 def _checked(profile, path):
