@@ -5,9 +5,9 @@ gradient being that of the image-text logit with its scale; the map is the class
 
 import torch
 
-from ..clip import embed_vit, finish_vit, residual_block
+from ..clip import finish_vit, residual_block
 from ..itsm import score
-from .pairwise import pairwise
+from .pairwise import pairwise, tokens_before
 
 
 def bi_model(clip, layers="last"):
@@ -21,13 +21,8 @@ def bi_model(clip, layers="last"):
     first = len(blocks) - 1 if layers == "last" else 0
 
     def explain(images, text, index):
-        used, place = index[:, 0].unique(return_inverse=True)
-        with torch.no_grad():
-            x = embed_vit(visual, images[used].to(clip.device))
-            for block in blocks[:first]:
-                x = block(x)
+        x, attention = tokens_before(clip, images, index, first), []
         with torch.enable_grad():
-            x, attention = x[place].requires_grad_(), []
             for block in blocks[first:]:
                 x, inside = residual_block(block, x)
                 attention.append(inside.weights)

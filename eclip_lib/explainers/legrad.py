@@ -7,9 +7,9 @@ queries, summed over the blocks. ViT only."""
 import torch
 import torch.nn.functional as F
 
-from ..clip import embed_vit, residual_block
+from ..clip import residual_block
 from .dense import vit_blocks
-from .pairwise import pairwise
+from .pairwise import pairwise, tokens_before
 
 
 def legrad(clip, layers=2):
@@ -20,15 +20,10 @@ def legrad(clip, layers=2):
     first = len(blocks) - layers
 
     def explain(images, text, index):
-        used, place = index[:, 0].unique(return_inverse=True)
-        with torch.no_grad():
-            x = embed_vit(visual, images[used].to(clip.device))
-            for block in blocks[:first]:
-                x = block(x)
+        x = tokens_before(clip, images, index, first)
         words = F.normalize(clip.projection.text(text), dim=-1)[index[:, 1]]
         relevance = 0
         with torch.enable_grad():
-            x = x[place].requires_grad_()
             for block in blocks[first:]:
                 x, inside = residual_block(block, x)
                 pooled = F.normalize(clip.projection.image(visual.ln_post(x.mean(1))), dim=-1)

@@ -2,6 +2,8 @@
 
 import torch
 
+from ..clip import embed_vit
+
 CHUNK = 32  # pairs a backward pass holds at once
 
 
@@ -17,3 +19,14 @@ def pairwise(explain):
 
     every.pairs = pairs
     return every
+
+
+@torch.no_grad()
+def tokens_before(clip, images, index, first):
+    """What a ViT's block number `first` reads, for every pair [P, 1 + N, C]; each image runs through the earlier blocks once. Requires a
+    gradient, so that everything after it is differentiable."""
+    used, place = index[:, 0].unique(return_inverse=True)
+    x = embed_vit(clip.model.visual, images[used].to(clip.device))
+    for block in clip.model.visual.transformer.resblocks[:first]:
+        x = block(x)
+    return x[place].requires_grad_()
