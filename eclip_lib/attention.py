@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import nn
 
 from . import demo
-from .clip import ImageFeatures, embed_vit, residual_block
+from .encoders import ImageFeatures, embed_vit, residual_block
 from .weights import read_checkpoint
 
 

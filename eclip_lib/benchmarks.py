@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from . import demo
-from .clip import is_vit
+from .clip import is_vit, stacked
 from .discovery import MEASURES
 from .evaluation import batches, evaluate, prompts, recognize, summarize
 from .explainers import NEEDS, explainer
@@ -109,7 +109,7 @@ def gains(run, rows, ours, others):
 def times(run, clip, methods, repeats=3):
     """Milliseconds an image of each method, without decoding and scoring: the pairs of one batch of the first dataset."""
     batch = next(iter(batches(run.load_dataset(run.datasets[0]), clip, run.batch_size, 0, "timing")))
-    images, text = torch.stack([prepared for _, prepared, *_ in batch]).to(clip.device), None
+    images, text = stacked([prepared for _, prepared, *_ in batch], clip.device), None
     dataset = run.load_dataset(run.datasets[0])
     text, number = prompts(dataset, clip), {name: k for k, name in enumerate(dataset.classes)}
     index = torch.tensor([(i, number[n]) for i, (_, _, names, *_) in enumerate(batch) for n in names], device=clip.device)
@@ -158,7 +158,7 @@ def map_statistics(run, methods, limit=100):
             text, number, sums = prompts(dataset, clip), {c: k for k, c in enumerate(dataset.classes)}, {m: [] for m in methods}
             for batch in batches(dataset, clip, run.batch_size, run.workers, f"maps of {network} on {name}"):
                 batch = [item for item in batch if len(item[2]) > 1]
-                images = torch.stack([prepared for _, prepared, *_ in batch]).to(clip.device)
+                images = stacked([prepared for _, prepared, *_ in batch], clip.device)
                 index = [(i, number[n]) for i, (_, _, names, *_) in enumerate(batch) for n in names[:2]]
                 index = torch.tensor(index, device=clip.device)
                 for method, explain in found.items():

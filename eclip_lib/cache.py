@@ -17,14 +17,17 @@ import numpy as np
 import timm.data
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
+from .clip import stacked
 from .pooling import pool
 
 GROUND_TRUTH = "ground truth"
+FORMAT = 2  # of the shards and their notes
 TOKENS = "tokens/"  # columns of a ResNet that pool the tokens after the attention pool, not the last stage's feature map
 
 
@@ -43,12 +46,16 @@ class Cache:
     def __len__(self):
         return sum(json.loads(path.with_suffix(".json").read_text())["pairs"] for path in self.shards)
 
-    def read(self, shard, column):
-        """(pooled [n, C], text [n, Ct]) float32 of one shard. Raises ValueError for a column that was not cached."""
+    def read(self, shard, column, view=None):
+        """(pooled [n, C], text [n, Ct]) float32 of one shard, of all views or of one. Raises ValueError for a column that was not cached."""
         if column not in self.columns:
             raise ValueError(f"{self.folder} holds {self.columns}, not {column!r}")
-        tensors = load_file(str(shard))
-        return tensors[column], tensors["text"]
+        rows = slice(None)
+        if view is not None:  # a shard holds view after view
+            counts = json.loads(shard.with_suffix(".json").read_text())["views"]
+            rows = slice(sum(counts[:view]), sum(counts[: view + 1]))
+        with safe_open(str(shard), "pt") as file:
+            return file.get_slice(column)[rows], file.get_slice("text")[rows]
 
 
 def augmentation(clip, kind="deit"):
@@ -64,7 +71,7 @@ def augmentation(clip, kind="deit"):
 
 
 class PairViews(TorchDataset):
-    """The views of one part as (image, caption, mask or False), or None where an image is broken; each is seeded by its own key, so that
+    """One view of a part after another as (image, caption, mask or False), or None where an image is broken; each is seeded by its own key, so that
     workers and restarts make no difference. masks: whether the source's own masks come along."""
 
     def __init__(self, source, items, transform, seed, views, masks=False):
@@ -75,8 +82,9 @@ class PairViews(TorchDataset):
         return len(self.items) * self.views
 
     def __getitem__(self, index):
-        key, payload, caption = self.items[index // self.views]
-        number = int.from_bytes(hashlib.sha256(f"{self.seed} {key} {index % self.views}".encode()).digest()[:4], "big")
+        view, item = divmod(index, len(self.items))
+        key, payload, caption = self.items[item]
+        number = int.from_bytes(hashlib.sha256(f"{self.seed} {key} {view}".encode()).digest()[:4], "big")
         random.seed(number), np.random.seed(number), torch.manual_seed(number)
         try:
             return self.transform(self.source.open(payload)), caption, self.masks and self.source.mask(payload)
@@ -91,16 +99,18 @@ def _poolings(features, attentions):
 
 @torch.no_grad()
 def _encode(clip, backbones, source, part, transform, about, workers):
-    items, columns, skipped = list(source.read(part)), {}, 0
+    """-> ({column: [n, C]}, how many pairs of each view, how many were skipped)."""
+    items, columns, counts = list(source.read(part)), {}, [0] * about["views"]
     views = PairViews(source, items, transform, about["seed"], about["views"], GROUND_TRUTH in backbones)
-    mean, std = (torch.tensor(s).view(3, 1, 1) for s in clip.statistics)
-    for batch in DataLoader(views, about["batch_size"], num_workers=workers, collate_fn=list):
+    mean, std = (torch.tensor(s, device=clip.device).view(3, 1, 1) for s in clip.statistics)
+    for number, batch in enumerate(DataLoader(views, about["batch_size"], num_workers=workers, collate_fn=list)):
+        for place, pair in enumerate(batch, number * about["batch_size"]):
+            counts[place // len(items)] += pair is not None
         good = [pair for pair in batch if pair is not None]
-        skipped += len(batch) - len(good)
         if not good:
             continue
         images, captions, truths = zip(*good, strict=True)
-        images = torch.stack(images)
+        images = stacked(images, clip.device)
         features = clip.encode_image(images)
         attentions = {}
         for name, backbone in backbones.items():
@@ -108,7 +118,7 @@ def _encode(clip, backbones, source, part, transform, about, workers):
                 share = F.adaptive_avg_pool2d(torch.stack(truths).float(), features.grid)
                 attentions[name] = share.flatten(1).to(clip.device)
             else:
-                attentions[name] = backbone((images * std + mean).to(clip.device), features.grid)
+                attentions[name] = backbone(images * std + mean, features.grid)
         rows = {"attention": features.class_token, **_poolings(features, attentions)}
         if features.feature_map is not None:
             tokens = _poolings(replace(features, feature_map=None), attentions)
@@ -116,7 +126,8 @@ def _encode(clip, backbones, source, part, transform, about, workers):
         rows["text"] = clip.encode_text(list(captions))
         for name, tensor in rows.items():
             columns.setdefault(name, []).append(tensor.float().cpu())
-    return {name: torch.cat(parts).contiguous() for name, parts in columns.items()}, len(views) - skipped, skipped
+    columns = {name: torch.cat(parts).contiguous() for name, parts in columns.items()}
+    return columns, counts, len(views) - sum(counts)
 
 
 def _write(path, data):
@@ -147,6 +158,47 @@ def _intact(shard):
     return False
 
 
+def plan(clip, source, folder, masks=None, views=1, augment="deit", seed=0, batch_size=64):
+    """The configuration of a cache and its folder under `folder`, which is made -> (folder, about). Raises ValueError."""
+    masks = masks or {}
+    if GROUND_TRUTH in masks and (augment is not None or not hasattr(source, "mask")):
+        raise ValueError("ground-truth masks need a source that has them (scenes) and augment=None")
+    pooled = ["average", "max", *(f"masked_max:{name}" for name in masks)]
+    about = {
+        "format": FORMAT, "network": clip.network, "weights": clip.pretrained, "model": _digest(clip.model), "pairs": source.about,
+        "masks": {name: [getattr(backbone, "name", name), _digest(backbone)] for name, backbone in masks.items()},
+        "columns": ["attention", *pooled, *(TOKENS + name for name in pooled if clip.pools == "feature_map")],
+        "reads": clip.pools, "views": views, "augment": augment, "seed": seed, "batch_size": batch_size,
+    }  # fmt: skip
+    text = json.dumps(about, sort_keys=True, default=list)
+    folder = Path(folder, hashlib.sha256(text.encode()).hexdigest()[:12])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, json.loads(text)
+
+
+def make_shard(clip, source, masks, folder, about, number, workers=0):
+    """Encode part `number` of a source into its shard, unless that is there and intact: the unit that is resumed and handed to a worker."""
+    shard = Path(folder, f"{number:05d}.safetensors")
+    if not _intact(shard):
+        transform = augmentation(clip, about["augment"])
+        columns, counts, skipped = _encode(clip, masks, source, source.parts[number], transform, about, workers)
+        data = save(columns)
+        note = {"pairs": sum(counts), "views": counts, "skipped": skipped, "sha256": hashlib.sha256(data).hexdigest()}
+        _write(shard, data)
+        _write(shard.with_suffix(".json"), json.dumps(note).encode())
+    return shard
+
+
+def finish(folder, about, shards):
+    """Write the manifest of finished shards -> `Cache`; shards without a readable image are left out of it. Raises ValueError where none has one."""
+    notes = [json.loads(shard.with_suffix(".json").read_text()) for shard in shards]
+    if not any(note["pairs"] for note in notes):
+        raise ValueError(f"no image of {about['pairs']} could be read: {sum(note['skipped'] for note in notes)} were skipped")
+    manifest = {**about, "skipped": sum(note["skipped"] for note in notes), "shards": [shard.name for shard in shards]}
+    _write(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+    return Cache(folder, manifest, [shard for shard, note in zip(shards, notes, strict=True) if note["pairs"]])
+
+
 def cache_features(
     clip, source, folder, masks=None, views=1, augment="deit", seed=0, batch_size=64, workers=0, description=None
 ):
@@ -155,37 +207,12 @@ def cache_features(
 
     source: see `datasets.pairs`. masks: {name: SelfAttention, or another module of (images in [0, 1], grid) -> [B, N]}, applied to the
     same view; under the name "ground truth" (any value) the source's own masks, without augmentation only. views: augmented copies of
-    each image.
+    each image, one an epoch in turn.
     Resumes: whole shards are kept, missing or damaged ones are made. Raises OSError where the disk is full, ValueError."""
     masks = masks or {}
-    if GROUND_TRUTH in masks and (augment is not None or not hasattr(source, "mask")):
-        raise ValueError("ground-truth masks need a source that has them (scenes) and augment=None")
-    pooled = ["average", "max", *(f"masked_max:{name}" for name in masks)]
-    about = {
-        "network": clip.network, "weights": clip.pretrained, "model": _digest(clip.model), "pairs": source.about,
-        "masks": {name: [getattr(backbone, "name", name), _digest(backbone)] for name, backbone in masks.items()},
-        "columns": ["attention", *pooled, *(TOKENS + name for name in pooled if clip.pools == "feature_map")],
-        "reads": clip.pools,
-        "views": views, "augment": augment, "seed": seed, "batch_size": batch_size,
-    }  # fmt: skip
-    text = json.dumps(about, sort_keys=True, default=list)
-    folder = Path(folder, hashlib.sha256(text.encode()).hexdigest()[:12])
-    folder.mkdir(parents=True, exist_ok=True)
-    transform, shards, skipped = augmentation(clip, augment), [], 0
-    for number, part in enumerate(tqdm(source.parts, desc=description or "caching features", unit="shard")):
-        shard = folder / f"{number:05d}.safetensors"
-        if not _intact(shard):
-            columns, count, broken = _encode(clip, masks, source, part, transform, about, workers)
-            data = save(columns)
-            note = {"pairs": count, "skipped": broken, "sha256": hashlib.sha256(data).hexdigest()}
-            shard.with_suffix(".json").unlink(missing_ok=True)
-            _write(shard, data)
-            _write(shard.with_suffix(".json"), json.dumps(note).encode())
-        skipped += json.loads(shard.with_suffix(".json").read_text())["skipped"]
-        shards.append(shard)
-    manifest = {**json.loads(text), "skipped": skipped, "shards": [path.name for path in shards]}
-    _write(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
-    return Cache(folder, manifest, shards)
+    folder, about = plan(clip, source, folder, masks, views, augment, seed, batch_size)
+    numbers = tqdm(range(len(source.parts)), desc=description or "caching features", unit="shard")
+    return finish(folder, about, [make_shard(clip, source, masks, folder, about, number, workers) for number in numbers])
 
 
 def _digest(module):

@@ -1,7 +1,7 @@
 """Locked CLIP: image features, text features and the projection pair between them (paper §3.1, Eq. 1 to 3).
 
-The one module that knows open_clip's insides. Everything it returns is *before* the projection, because CLIP, ECLIP and
-RCLIP differ only in the `Projection` that follows.
+Together with `encoders.py` the only place that knows open_clip's insides. Everything it returns is *before* the projection, because
+CLIP, ECLIP and RCLIP differ only in the `Projection` that follows.
 """
 
 import json
@@ -9,39 +9,23 @@ import logging
 import re
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 import open_clip
 import torch
-import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import VisionTransformer, text_global_pool
+from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision import transforms
 
 from . import demo
+from .encoders import ImageFeatures, image_features, image_projection, resize_input
 from .weights import read_checkpoint
 
 PROMPT = "a photo of the {}"
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """Eq. 2: what the image encoder gives before any projection.
-
-    `class_token` F_c: [B, C], the feature CLIP pools. `tokens` F_i: [B, N, C], row by row over `grid` = (h, w), N = h*w.
-    `feature_map`: [B, N, C], what a learned pair pools and projects on a ResNet (the last stage, before the attention
-    pool); None where it is the tokens themselves.
-    """
-
-    class_token: torch.Tensor
-    tokens: torch.Tensor
-    grid: tuple[int, int]
-    feature_map: torch.Tensor | None = None
 
 
 class Projection(nn.Module):
@@ -90,45 +74,59 @@ class Projection(nn.Module):
         return pair.requires_grad_(False)
 
 
+def stacked(images, device):
+    """Prepared images [3, S, S] -> [B, 3, S, S] on the device; onto a GPU through pinned memory, so that the copy does not wait."""
+    batch = torch.stack(list(images))
+    return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+
+
 def _to_rgb(image):
     return image.convert("RGB")
 
 
 class Clip:
     """A locked CLIP. Attributes: `network`, `pretrained` (a word for tables and titles), `preprocess` (PIL image ->
-    float32 [3, S, S]), `image_size` S, `statistics` (mean and std of the preprocessing), `projection` (CLIP's own pair),
+    float32 [3, S, S]), `image_size` S (or (H, W)), `statistics` (mean and std of the preprocessing), `projection` (CLIP's own pair),
     `is_vit`, `pools` ("tokens" or "feature_map": what `pool` reads and a learned pair projects), `logit_scale` (float, the
     factor on cosines), `device`, `model` (open_clip's)."""
 
-    def __init__(self, model, tokenizer, network, pretrained, device):
+    def __init__(self, model, tokenizer, network, pretrained, device, precision="fp32"):
         self.model, self.tokenizer = model.eval().requires_grad_(False).to(device), tokenizer
-        self.network, self.pretrained, self.device = network, pretrained, torch.device(device)
+        self.network, self.pretrained, self.device, self.precision = network, pretrained, torch.device(device), precision
         config = open_clip.get_model_preprocess_cfg(model)
-        side = config["size"] if isinstance(config["size"], int) else config["size"][0]
-        self.image_size, self.statistics = side, (config["mean"], config["std"])
+        self.size = (config["size"],) * 2 if isinstance(config["size"], int) else tuple(config["size"])
+        self.image_size = self.size[0] if self.size[0] == self.size[1] else self.size
+        self.statistics = (config["mean"], config["std"])
         self.preprocess = transforms.Compose(
             [
                 _to_rgb,
-                transforms.Resize((side, side), transforms.InterpolationMode.BICUBIC),  # no crop, aspect ratio not kept
+                transforms.Resize(self.size, transforms.InterpolationMode.BICUBIC),  # no crop, aspect ratio not kept
                 transforms.ToTensor(),
                 transforms.Normalize(config["mean"], config["std"]),
             ]
         )
         self.is_vit = isinstance(model.visual, VisionTransformer)
-        self.pools = "tokens" if self.is_vit else "feature_map"
+        self.pools = "feature_map" if isinstance(model.visual, ModifiedResNet) else "tokens"
+        if self.device.type == "cuda" and not self.is_vit:  # what cuDNN's convolutions are fastest on
+            model.visual.to(memory_format=torch.channels_last)
         self.logit_scale = float(model.logit_scale.exp())
-        self.projection = _own_projection(model).requires_grad_(False).to(device)
+        self.projection = _own_projection(model, network).requires_grad_(False).to(device)
         self.projection.metadata = {"network": network, "weights": pretrained}
 
     def encode_image(self, images):
-        """[B, 3, S, S] -> `ImageFeatures`. Differentiable in `images`; the weights stay locked."""
-        side = self.image_size
-        if images.ndim != 4 or images.shape[1:] != (3, side, side):
-            raise ValueError(f"{self.network} reads images of shape [B, 3, {side}, {side}], not {list(images.shape)}")
-        images, visual = images.to(self.device), self.model.visual
-        return (
-            finish_vit(visual, visual.transformer(embed_vit(visual, images))) if self.is_vit else _encode_resnet(visual, images)
-        )
+        """[B, 3, H, W] -> `ImageFeatures` in float32. Differentiable in `images`; the weights stay locked."""
+        if images.ndim != 4 or images.shape[1:] != (3, *self.size):
+            raise ValueError(
+                f"{self.network} reads images of shape [B, 3, {self.size[0]}, {self.size[1]}], not {list(images.shape)}"
+            )
+        images = images.to(self.device)
+        if self.precision == "fp32":
+            return image_features(self.model.visual, images)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            features = image_features(self.model.visual, images)
+        maps = (features.class_token, features.tokens, features.feature_map)
+        class_token, tokens, feature_map = (None if x is None else x.float() for x in maps)
+        return ImageFeatures(class_token, tokens, features.grid, feature_map)
 
     def encode_text(self, texts):
         """A list of T prompts -> F_t [T, Ct]: the end-of-text token after the final layer norm, before the projection.
@@ -139,75 +137,36 @@ class Clip:
             unknown = sorted({w for t in texts for w in re.findall(r"\w+", t.lower())} - set(demo.words()))
             if unknown:
                 warnings.warn(f"{self.network} never saw the words {unknown}; it knows {demo.words()}", stacklevel=2)
-        model, tokens = self.model, self.tokenizer(texts).to(self.device)
-        x = model.token_embedding(tokens) + model.positional_embedding
-        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
-        return text_global_pool(x, tokens, model.text_pool_type, eos_token_id=model.text_eos_id)
+        text, tokens = _text_tower(self.model), self.tokenizer(texts).to(self.device)
+        x = text.token_embedding(tokens) + text.positional_embedding
+        x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask))
+        kind, end = (text.pool_type, text.eos_id) if text is not self.model else (text.text_pool_type, text.text_eos_id)
+        return text_global_pool(x, tokens, kind, eos_token_id=end)
 
 
-def _own_projection(model):
-    """CLIP's own (φ_i, φ_t) as a `Projection`; on ResNets φ_i is the attention pool's output projection, with its bias."""
-    visual, text = model.visual, model.text_projection
-    if isinstance(visual, ModifiedResNet):
-        weight, bias = visual.attnpool.c_proj.weight, visual.attnpool.c_proj.bias
-    else:
-        weight, bias = visual.proj.T, None
-    pair = Projection(weight.shape[1], *text.shape, image_bias=bias is not None)
-    pair.load_state_dict({"image.weight": weight, "text.weight": text.T} | ({} if bias is None else {"image.bias": bias}))
+def _text_tower(model):
+    return getattr(model, "text", model)  # open_clip's CLIP holds its text encoder itself, its CustomTextCLIP in `text`
+
+
+def own_weights(model, network):
+    """CLIP's own (φ_i, φ_t) -> (weight [D, C], its bias or None, text weight [D, Ct]). Raises ValueError with the reason where an encoder
+    has none."""
+    weight, bias = image_projection(model.visual, network)
+    tower = _text_tower(model)
+    usual = tower is model or (isinstance(tower, TextTransformer) and tower.cls_emb is None and not tower.use_pad_mask)
+    text = getattr(tower, "text_projection", None)
+    if not usual or not isinstance(text, torch.Tensor):
+        raise ValueError(
+            f"{network}: its text encoder ({type(tower).__name__}) has no plain linear projection after one pooled token"
+        )
+    return weight, bias, text.T
+
+
+def _own_projection(model, network):
+    weight, bias, text = own_weights(model, network)
+    pair = Projection(weight.shape[1], text.shape[1], weight.shape[0], image_bias=bias is not None)
+    pair.load_state_dict({"image.weight": weight, "text.weight": text} | ({} if bias is None else {"image.bias": bias}))
     return pair
-
-
-def embed_vit(visual, images):
-    """[B, 3, S, S] -> [B, 1 + N, C], what the first block of a ViT reads."""
-    return visual._embeds(images)
-
-
-def finish_vit(visual, x):
-    """What the last block of a ViT gives, [B, 1 + N, C] -> `ImageFeatures`, every token after the final layer norm."""
-    x = visual.ln_post(x)
-    return ImageFeatures(x[:, 0], x[:, 1:], tuple(visual.grid_size))
-
-
-def _encode_resnet(visual, images):
-    x = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
-    grid, feature_map, pool = tuple(x.shape[2:]), x.flatten(2).transpose(1, 2), visual.attnpool
-    x = torch.cat([feature_map.mean(1, keepdim=True), feature_map], 1) + pool.positional_embedding
-    # CLIP asks this pool with its mean token alone; here every token asks
-    q, k, v = (_heads(linear(x), pool.num_heads) for linear in (pool.q_proj, pool.k_proj, pool.v_proj))
-    x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    return ImageFeatures(x[:, 0], x[:, 1:], grid, feature_map)
-
-
-def _heads(x, heads):
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, N, C] -> [B, heads, N, C / heads]
-
-
-@dataclass(frozen=True)
-class Attention:
-    """The inside of one residual block. `queries`, `keys`, `values`: [B, heads, N, d]; `weights`: [B, heads, N, N],
-    softmax over the last axis, on the gradient's path."""
-
-    queries: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
-    weights: torch.Tensor
-
-
-def residual_block(block, x, mix=None):
-    """One residual block of a ViT, spelled out: [B, N, C] -> ([B, N, C], `Attention`). Equal to `block(x)`, unless `mix`
-    says otherwise what the tokens take from each other: a function of the `Attention` -> [B, heads, N, d] (default: weights @
-    values)."""
-    attn = block.attn
-    q, k, v = (_heads(z, attn.num_heads) for z in F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1))
-    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-    inside = Attention(q, k, v, weights)
-    x = x + attention_output(block, weights @ v if mix is None else mix(inside))
-    return x + block.ls_2(block.mlp(block.ln_2(x))), inside
-
-
-def attention_output(block, mixed):
-    """What a block's attention adds to its residual stream, given what its heads took together [B, heads, N, d] -> [B, N, C]."""
-    return block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
 
 
 # ---------------------------------------------------------------------------------------------------- loading
@@ -224,16 +183,19 @@ def _quiet():
         logging.disable(disabled)
 
 
-def load_clip(network, pretrained="default", device="cpu"):
+def load_clip(network, pretrained="default", device="cpu", size=None, precision="fp32"):
     """Load a locked CLIP.
 
     network: an open_clip model name ("ViT-B-16", "RN50", …) or a demo network (`demo.NETWORKS`). pretrained: "default"
     (OpenAI's weights; for a demo network its bundled checkpoint), an open_clip tag (for a demo network "seed0" to
     "seed4"), a path to a local checkpoint (OpenAI's format, open_clip .pt or .safetensors), or None for random weights
-    (the same ones every time). OpenAI weights always get QuickGELU.
+    (the same ones every time). OpenAI weights always get QuickGELU. size: (H, W) of the input in place of the network's own square;
+    position embeddings are interpolated. precision: "fp32", or "bf16" for autocast in the image encoder.
 
     Raises ValueError for an unknown network or tag and for a file that does not fit, FileNotFoundError for a missing one.
     """
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision is 'fp32' or 'bf16', not {precision!r}")
     demo.register()
     if network not in open_clip.list_models():
         near = get_close_matches(network, open_clip.list_models(), 3) or list(demo.NETWORKS)
@@ -243,6 +205,8 @@ def load_clip(network, pretrained="default", device="cpu"):
     elif network in demo.NETWORKS and pretrained is not None and not _is_path(pretrained):
         pretrained = demo.checkpoint(network, pretrained)
     with _quiet(), torch.random.fork_rng(devices=[]):
+        if network not in demo.NETWORKS:
+            _refuse_early(network)
         torch.manual_seed(0)
         if pretrained is None:
             model, label = open_clip.create_model(network), "random"
@@ -250,14 +214,20 @@ def load_clip(network, pretrained="default", device="cpu"):
             model, label = _from_file(network, Path(pretrained)), Path(pretrained).stem
         else:
             model, label = _from_tag(network, pretrained), pretrained
-        if not isinstance(model.visual, (VisionTransformer, ModifiedResNet)) or not hasattr(model, "text_projection"):
-            raise ValueError(
-                f"{network}: only CLIPs with OpenAI's architectures (VisionTransformer, ModifiedResNet) are supported"
-            )
-        if isinstance(model.visual, VisionTransformer) and (model.visual.attn_pool or model.visual.pool_type != "tok"):
-            raise ValueError(f"{network}: its image encoder does not pool through a class token")
+        if size is not None:
+            resize_input(model.visual, size)
         tokenizer = open_clip.get_tokenizer(network)
-    return Clip(model, tokenizer, network, label, device)
+    return Clip(model, tokenizer, network, label, device, precision)
+
+
+def _refuse_early(network):
+    """A network without tokens or projections is refused before any weight is downloaded: an empty one is built without memory."""
+    try:
+        with torch.device("meta"):
+            model = open_clip.create_model(network, device="meta")
+    except RuntimeError as error:  # a text encoder of Hugging Face's
+        raise ValueError(f"{network}: it cannot be built here ({str(error).splitlines()[0]})") from error
+    own_weights(model, network)
 
 
 def is_vit(network):

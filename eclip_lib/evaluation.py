@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from .clip import PROMPT
+from .clip import PROMPT, stacked
 from .itsm import itsm, score
 from .metrics import average_precision, best_iou, score_contrast
 
@@ -66,7 +66,7 @@ def evaluate(explainer, dataset, clip, workers=0, batch_size=32, normalize="afte
     methods = explainer if isinstance(explainer, dict) else {"": explainer}
     rows = {name: [] for name in methods}
     for batch in batches(dataset, clip, batch_size, workers, description or "evaluating"):
-        images = torch.stack([prepared for _, prepared, *_ in batch]).to(clip.device, non_blocking=True)
+        images = stacked([prepared for _, prepared, *_ in batch], clip.device)
         index = [(i, number[name]) for i, (_, _, names, *_) in enumerate(batch) for name in names]
         if not index:
             continue
@@ -156,7 +156,7 @@ def recognize(dataset, clip, workers=0, batch_size=64):
     text = prompts(dataset, clip)
     scores, labels = [], []
     for batch in batches(dataset, clip, batch_size, workers, "recognizing"):
-        images = torch.stack([prepared for _, prepared, *_ in batch])
+        images = stacked([prepared for _, prepared, *_ in batch], clip.device)
         scores.append(score(clip.encode_image(images).class_token, text, clip.projection).cpu())
         labels += [[name in names for name in dataset.classes] for _, _, names, *_ in batch]
     scores, labels = torch.cat(scores).numpy(), np.array(labels)

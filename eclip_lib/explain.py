@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import demo, plots
-from .clip import Projection, load_clip
+from .clip import Projection, load_clip, stacked
 from .datasets import scenes
 from .datasets.base import read_image
 from .explainers import explainer
@@ -49,7 +49,7 @@ def explain(
     bar = tqdm(total=len(files), desc="explaining", unit="picture", disable=len(files) == 1 or None)
     for start in range(0, len(files), batch_size):
         batch = [(path, read_image(path)) for path in files[start : start + batch_size]]
-        images = torch.stack([clip.preprocess(image) for _, image in batch]).to(clip.device)
+        images = stacked([clip.preprocess(image) for _, image in batch], clip.device)
         with torch.no_grad():
             scores = score(clip.encode_image(images).class_token, text, clip.projection).cpu()
         cells = method(images, text).detach()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from . import demo
 from .attention import clip_attention, pixel_saliency, resize_attention
+from .clip import stacked
 from .discovery import examples
 from .evaluation import batches
 from .itsm import itsm
@@ -53,11 +54,11 @@ def attention_quality(masks, clip, dataset, workers=0, batch_size=50, resamples=
 
     masks: {name: callable of (images [B, 3, S, S] in [0, 1], grid) -> [B, N]}, on a 14x14 grid unless their own is known. Returns a
     DataFrame, one row an image and mask: IoU at the best threshold, contrast, and the share of the mask that lies on the foreground."""
-    mean, std = (torch.tensor(s).view(3, 1, 1) for s in clip.statistics)
+    mean, std = (torch.tensor(s, device=clip.device).view(3, 1, 1) for s in clip.statistics)
     lines = []
     for batch in batches(dataset, clip, batch_size, workers, "masks against objects"):
         batch = [item for item in batch if item[2]]
-        images = (torch.stack([prepared for _, prepared, *_ in batch]) * std + mean).clamp(0, 1).to(clip.device)
+        images = (stacked([prepared for _, prepared, *_ in batch], clip.device) * std + mean).clamp(0, 1)
         for name, mask in masks.items():
             with torch.no_grad():
                 attention = mask(images)

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from .clip import stacked
 from .evaluation import batches, prompts
 from .itsm import itsm
 from .metrics import score_contrast
@@ -88,7 +89,7 @@ def shift_rows(dataset, clip, projection=None, workers=0, batch_size=32, ablate=
         batch = [item for item in batch if item[2]]
         if not batch:
             continue
-        features = clip.encode_image(torch.stack([prepared for _, prepared, *_ in batch]))
+        features = clip.encode_image(stacked([prepared for _, prepared, *_ in batch], clip.device))
         union = [masks.any(0) for *_, masks, _ in batch]
         foreground = [foreground_tokens(m, void, features.grid) for m, (*_, void) in zip(union, batch, strict=True)]
         statistics, shifted = shift_statistics(features, projection, torch.stack(foreground).to(clip.device))

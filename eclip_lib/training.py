@@ -40,13 +40,13 @@ def new_pair(clip, image_width, reads, seed=0, init="random"):
 
 
 def batches(cache, column, batch_size, seed, epoch):
-    """Shuffled (pooled, text) batches of one epoch: shards in random order, rows within a window of at least two batches; memory does
-    not grow with the cache. The last short batch is dropped where there is a full one."""
+    """Shuffled (pooled, text) batches of one epoch, of one view in turn: shards in random order, rows within a window of at least two
+    batches; memory does not grow with the cache. The last short batch is dropped where there is a full one."""
     rng, generator = random.Random(f"{seed} {epoch}"), torch.Generator().manual_seed(1000 * seed + epoch)
     shards, waiting, served = rng.sample(cache.shards, len(cache.shards)), [], 0
-    shards = [shard for shard in shards if json.loads(shard.with_suffix(".json").read_text())["pairs"]]
+    view = epoch % cache.about["views"] if cache.about["views"] > 1 else None
     for number, shard in enumerate(shards, 1):
-        waiting.append(cache.read(shard, column))
+        waiting.append(cache.read(shard, column, view))
         last = number == len(shards)
         if sum(len(text) for _, text in waiting) < 2 * batch_size and not last:
             continue
@@ -72,13 +72,15 @@ def learning_rate(step, steps, per_epoch, lr):
 
 def contrastive_loss(pair, image, text, scale, loss=None):
     """Eq. 9: symmetric InfoNCE between F_mc φ̂_i and F_t φ̂_t. image: [n, C], text: [n, Ct], pooled and before the projection. loss: open_clip's
-    `ClipLoss`, which gathers the batch across ranks; on one rank the logits are computed once for both directions."""
+    `ClipLoss`, which gathers the batch across ranks; on one rank the logits are
+    computed once for both directions."""
     image, text = (pair.image(image), pair.text(text)) if isinstance(pair, Projection) else pair(image, text)
     image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
     if loss is not None:
         return loss(image, text, scale)
-    logits, own = scale * image @ text.T, torch.arange(len(text), device=text.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    logits = (scale * image) @ text.T
+    # both cross entropies without their log-softmax matrices: -log softmax of the diagonal = logsumexp - diagonal
+    return (logits.logsumexp(0) + logits.logsumexp(1)).mean() / 2 - logits.diagonal().mean()
 
 
 class _Both(nn.Module):
@@ -115,8 +117,8 @@ def train_pair(
     both = _Both(pair)
     model = DistributedDataParallel(both) if world > 1 else both
     loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world) if world > 1 else None
-    optimizer = torch.optim.AdamW(pair.parameters(), lr=lr, weight_decay=weight_decay)
-    per_epoch = max(1, len(cache) // batch_size)
+    optimizer = torch.optim.AdamW(pair.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    per_epoch = max(1, len(cache) // cache.about["views"] // batch_size)
     steps, step, history = epochs * per_epoch, 0, []
     for epoch in tqdm(range(epochs), desc=f"training {pooling}", unit="epoch", disable=rank > 0 or None):
         begin, total, count = time.perf_counter(), 0.0, 0

@@ -5,11 +5,13 @@ import logging
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import eclip_lib as eclip
+from eclip_lib import clip as load_network
 from eclip_lib import demo
-from eclip_lib.clip import residual_block
+from eclip_lib.encoders import residual_block
 
 PAPER = {"RN50": 7, "RN101": 7, "ViT-B-32": 7, "ViT-B-16": 14, "ViT-L-14": 16}
 DEMO = {"scenes-ViT-32": 7, "scenes-ViT-16": 14, "scenes-RN": 7}
@@ -35,15 +37,67 @@ def test_features_agree_with_open_clip(clip):
     torch.testing.assert_close(clip.projection.text(text), own, atol=2e-5, rtol=1e-4)
 
 
+OTHERS = {"convnext_tiny": (7, 7), "EVA02-B-16": (14, 14), "MobileCLIP-S1": (8, 8), "MobileCLIP-B": (14, 14), "ViTamin-S": (14, 14),
+          "swin_base_patch4_window7_224": (7, 7), "ViT-S-32-alt": (7, 7), "vit_medium_patch16_gap_256": (16, 16)}  # fmt: skip
+
+
+@pytest.mark.parametrize("network", OTHERS)
 @torch.no_grad()
-def test_bf16_autocast_stays_close():
+def test_other_families_agree_with_open_clip(network):
+    clip = eclip.load_clip(network, None)
+    images = torch.randn(1, 3, *clip.size)
+    features, text = clip.encode_image(images), clip.encode_text(TEXTS)
+    assert features.grid == OTHERS[network] and features.tokens.shape[1] == OTHERS[network][0] * OTHERS[network][1]
+    torch.testing.assert_close(
+        clip.projection.image(features.class_token), clip.model.encode_image(images), atol=2e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(clip.projection.text(text), clip.model.encode_text(clip.tokenizer(TEXTS)), atol=2e-5, rtol=1e-4)
+    assert features.tokens.shape[-1] == clip.projection.image.in_features
+
+
+def test_the_families_that_the_readme_lists_load_or_refuse():
+    for network in (
+        "convnext_large",
+        "EVA02-L-14",
+        "MobileCLIP2-S0",
+        "ViT-H-14-quickgelu",
+        "ViT-L-14-336",
+        "RN50x4",
+        "ViTamin-L",
+    ):
+        load_network._refuse_early(network)
+    for network in ("ViT-B-16-SigLIP2", "PE-Core-B-16", "ViT-H-14-CLIPA", "coca_base", "xlm-roberta-base-ViT-B-32"):
+        with pytest.raises(ValueError, match=network):
+            load_network._refuse_early(network)
+
+
+@torch.no_grad()
+def test_other_input_sizes_interpolate_the_positions():
+    for network, size, grid in (
+        ("scenes-ViT-32", (224, 448), (7, 14)),
+        ("scenes-ViT-16", (320, 224), (20, 14)),
+        ("scenes-RN", (256, 320), (8, 10)),
+    ):
+        native, clip = eclip.load_clip(network), eclip.load_clip(network, size=size)
+        images = clip.preprocess(Image.new("RGB", (300, 200), "red"))[None]
+        features = clip.encode_image(images)
+        assert images.shape[2:] == size == clip.size and features.grid == grid and features.tokens.shape[1] == grid[0] * grid[1]
+        same = eclip.load_clip(network, size=(224, 224))
+        for ours, theirs in zip(same.model.parameters(), native.model.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+        with pytest.raises(ValueError, match="does not divide"):
+            eclip.load_clip(network, size=(225, 224))
+
+
+@torch.no_grad()
+def test_bf16_stays_close():
     for network in ("scenes-ViT-32", "scenes-RN"):
-        clip = eclip.load_clip(network)
+        clip, half = eclip.load_clip(network), eclip.load_clip(network, precision="bf16")
         images, text = torch.randn(2, 3, 224, 224), clip.encode_text(TEXTS)
-        full = eclip.similarity(clip.encode_image(images), text, clip.projection)
-        with torch.autocast("cpu", torch.bfloat16):
-            half = eclip.similarity(clip.encode_image(images), text, clip.projection)
-        assert (full - half.float()).abs().max() < 0.05
+        maps = [eclip.similarity(c.encode_image(images), text, clip.projection) for c in (clip, half)]
+        assert maps[1].dtype == torch.float32 and 0 < (maps[0] - maps[1]).abs().max() < 0.05
+    with pytest.raises(ValueError, match="precision is"):
+        eclip.load_clip("scenes-RN", precision="int8")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -161,7 +215,8 @@ def test_what_cannot_be_loaded_says_why(tmp_path):
             eclip.load_clip("scenes-ViT-32", tmp_path / name)
     for network, pretrained, message in (
         ("ViT-B-61", None, "ViT-B-16"), ("ViT-B-16", "nobody", "has no weights"), ("scenes-RN", "seed77", "no bundled"),
-        ("ViT-B-16-SigLIP", None, "only CLIPs|class token"), ("coca_ViT-B-32", None, "class token|only CLIPs"),
+        ("ViT-B-16-SigLIP", None, "attention head of its own"), ("coca_ViT-B-32", None, "an attention pool, not through its class token"),
+        ("ViT-L-14-CLIPA", None, "pools by 'avg'"), ("convnext_large_d", None, "no linear projection"), ("roberta-ViT-B-32", None, "transformers"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             eclip.load_clip(network, pretrained)

@@ -5,7 +5,7 @@ gradient being that of the image-text logit with its scale; the map is the class
 
 import torch
 
-from ..clip import finish_vit, residual_block
+from ..encoders import finish_vit, residual_block
 from ..itsm import score
 from .pairwise import pairwise, tokens_before
 

@@ -7,7 +7,7 @@ rollout     Abnar and Zuidema, "Quantifying Attention Flow in Transformers", 202
 
 import torch
 
-from ..clip import embed_vit, finish_vit, residual_block
+from ..encoders import embed_vit, finish_vit, residual_block
 from ..itsm import similarity
 
 

@@ -31,6 +31,8 @@ class _GridCAM(GradCAM):
 
 def grad_cam(clip):
     visual = clip.model.visual
+    if not clip.is_vit and not hasattr(visual, "layer4"):
+        raise ValueError(f"grad_cam knows the layers of OpenAI's ViTs and ResNets; {clip.network} is neither")
     layer = visual.transformer.resblocks[-1].ln_1 if clip.is_vit else visual.layer4
 
     def to_grid(tokens):

@@ -7,7 +7,7 @@ queries, summed over the blocks. ViT only."""
 import torch
 import torch.nn.functional as F
 
-from ..clip import residual_block
+from ..encoders import residual_block
 from .dense import vit_blocks
 from .pairwise import pairwise, tokens_before
 

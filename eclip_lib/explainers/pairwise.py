@@ -2,7 +2,7 @@
 
 import torch
 
-from ..clip import embed_vit
+from ..encoders import embed_vit
 
 CHUNK = 32  # pairs a backward pass holds at once
 

@@ -11,7 +11,7 @@ Both papers change the last 6 of 12 blocks; here the last half, 6 at most.
 import torch
 import torch.nn.functional as F
 
-from ..clip import attention_output, embed_vit, finish_vit, residual_block
+from ..encoders import attention_output, embed_vit, finish_vit, residual_block
 from ..itsm import score, similarity
 from .dense import vit_blocks
 
