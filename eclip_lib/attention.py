@@ -3,6 +3,7 @@
 The one module that knows timm's insides. DINO comes through timm (`vit_base_patch16_224.dino` and the small ones), MoCo v3
 from its authors' checkpoint; any other timm ViT with a class token works."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import timm
@@ -13,7 +14,7 @@ from torch import nn
 
 from . import demo
 from .encoders import ImageFeatures, embed_vit, residual_block
-from .weights import read_checkpoint
+from .weights import hub, obtain, read_checkpoint, registered, registry
 
 
 class SelfAttention(nn.Module):
@@ -104,13 +105,20 @@ def load_attention(network, checkpoint="default", device="cpu"):
     """A self-supervised ViT for its attention.
 
     network: a timm model name, "vit_base_patch16_224.dino" among them, or one of the demo's (`demo.ATTENTIONS`). checkpoint: "default"
-    (timm's weights; the demo's bundled ones), a local file (MoCo v3's official format, or timm's names), or None for random
-    weights. Raises ValueError, FileNotFoundError."""
-    if network in demo.ATTENTIONS and checkpoint == "default":
-        checkpoint = demo.checkpoint(network)
+    (timm's weights, DINO's from its authors; the demo's bundled ones), a local file (MoCo v3's official format, or timm's names), a file of
+    `data/registry.yaml`, or None for random weights (the same ones every time). Raises ValueError,
+    FileNotFoundError."""
+    own = network in demo.ATTENTIONS
+    if checkpoint == "default":
+        checkpoint = demo.checkpoint(network) if own else registered(network, "dino") or checkpoint
+    if checkpoint in registry()["weights"] and not Path(checkpoint).is_file():
+        checkpoint = obtain(checkpoint)
     try:
-        own = network in demo.ATTENTIONS
-        model = demo.attention_model() if own else timm.create_model(network, pretrained=checkpoint == "default", num_classes=0)
+        with hub() if checkpoint == "default" else nullcontext(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = (
+                demo.attention_model() if own else timm.create_model(network, pretrained=checkpoint == "default", num_classes=0)
+            )
     except Exception as error:
         raise ValueError(
             f"{network} could not be made with {'its weights' if checkpoint == 'default' else 'random weights'}: they are neither in "

@@ -130,7 +130,8 @@ def _encode(clip, backbones, source, part, transform, about, workers):
     return columns, counts, len(views) - sum(counts)
 
 
-def _write(path, data):
+def write(path, data):
+    """Write bytes atomically. Raises OSError that says so where the disk is full."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
@@ -147,7 +148,7 @@ def _write(path, data):
         raise
 
 
-def _intact(shard):
+def intact(shard):
     """Whether a shard and its note are there and agree; a damaged one is named."""
     note = shard.with_suffix(".json")
     if not (shard.exists() and note.exists()):
@@ -165,8 +166,8 @@ def plan(clip, source, folder, masks=None, views=1, augment="deit", seed=0, batc
         raise ValueError("ground-truth masks need a source that has them (scenes) and augment=None")
     pooled = ["average", "max", *(f"masked_max:{name}" for name in masks)]
     about = {
-        "format": FORMAT, "network": clip.network, "weights": clip.pretrained, "model": _digest(clip.model), "pairs": source.about,
-        "masks": {name: [getattr(backbone, "name", name), _digest(backbone)] for name, backbone in masks.items()},
+        "format": FORMAT, "network": clip.network, "weights": clip.pretrained, "model": digest(clip.model), "pairs": source.about,
+        "masks": {name: [getattr(backbone, "name", name), digest(backbone)] for name, backbone in masks.items()},
         "columns": ["attention", *pooled, *(TOKENS + name for name in pooled if clip.pools == "feature_map")],
         "reads": clip.pools, "views": views, "augment": augment, "seed": seed, "batch_size": batch_size,
     }  # fmt: skip
@@ -179,13 +180,13 @@ def plan(clip, source, folder, masks=None, views=1, augment="deit", seed=0, batc
 def make_shard(clip, source, masks, folder, about, number, workers=0):
     """Encode part `number` of a source into its shard, unless that is there and intact: the unit that is resumed and handed to a worker."""
     shard = Path(folder, f"{number:05d}.safetensors")
-    if not _intact(shard):
+    if not intact(shard):
         transform = augmentation(clip, about["augment"])
         columns, counts, skipped = _encode(clip, masks, source, source.parts[number], transform, about, workers)
         data = save(columns)
         note = {"pairs": sum(counts), "views": counts, "skipped": skipped, "sha256": hashlib.sha256(data).hexdigest()}
-        _write(shard, data)
-        _write(shard.with_suffix(".json"), json.dumps(note).encode())
+        write(shard, data)
+        write(shard.with_suffix(".json"), json.dumps(note).encode())
     return shard
 
 
@@ -195,7 +196,7 @@ def finish(folder, about, shards):
     if not any(note["pairs"] for note in notes):
         raise ValueError(f"no image of {about['pairs']} could be read: {sum(note['skipped'] for note in notes)} were skipped")
     manifest = {**about, "skipped": sum(note["skipped"] for note in notes), "shards": [shard.name for shard in shards]}
-    _write(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+    write(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     return Cache(folder, manifest, [shard for shard, note in zip(shards, notes, strict=True) if note["pairs"]])
 
 
@@ -215,7 +216,8 @@ def cache_features(
     return finish(folder, about, [make_shard(clip, source, masks, folder, about, number, workers) for number in numbers])
 
 
-def _digest(module):
+def digest(module):
+    """Sixteen hexadecimal digits that stand for a module's weights; of anything else, the digits of nothing."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()) if isinstance(module, torch.nn.Module) else ():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -1,4 +1,4 @@
-"""The command line: `eclip explain | reproduce | promote | evaluate | train | bench`."""
+"""The command line: `eclip explain | reproduce | promote | evaluate | train | data | bench`."""
 
 import os
 import sys
@@ -54,7 +54,9 @@ def reproduce(
     out: Annotated[str | None, typer.Option(help="folder to write; default runs/<profile>")] = None,
     figure: Annotated[str | None, typer.Option(help="only the notebook that makes this figure, e.g. 10")] = None,
     table: Annotated[str | None, typer.Option(help="only the notebook that makes this table, e.g. 1")] = None,
+    pairs: Annotated[str | None, typer.Option(help="image-caption pairs to train on, e.g. web:'gcc3m/*.tar'")] = None,
     force: Annotated[bool, typer.Option(help="run even what is done already")] = False,
+    dry_run: Annotated[bool, typer.Option(help="only print what would run, what is missing and what it will cost")] = False,
 ):
     """Execute the notebooks, in order; what is done already with the same parameters is skipped."""
     from . import reproduce as runner
@@ -64,6 +66,7 @@ def reproduce(
         "networks": networks,
         "datasets": datasets,
         "root": root,
+        "pairs": pairs,
         "limit": limit,
         "device": device,
         "seed": seed,
@@ -71,6 +74,8 @@ def reproduce(
     }
     parameters = {name: value for name, value in parameters.items() if value is not None}
     parameters |= {} if pretrained == "profile" else {"pretrained": pretrained}
+    if dry_run:
+        return _print_plan(load_profile(profile, **{"device": "cpu", **parameters}))
     settings, only = load_profile(profile, **parameters), None
     wanted = [f"{kind}_{number}" for kind, number in (("figure", figure), ("table", table)) if number]
     for name in wanted:
@@ -85,6 +90,49 @@ def reproduce(
     failed = [name for name, what in outcome.items() if what.startswith("failed")]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _print_plan(run):
+    from . import data
+
+    table, text = data.plan(run)
+    print(text, table.round(2).to_string(index=False), sep="\n\n")
+    missing = data.status(run).query("state != 'present'")
+    missing = missing[~missing["state"].str.startswith("present")]
+    print(
+        "\nnothing is missing"
+        if missing.empty
+        else f"\nmissing:\n{missing[['part', 'state', 'size', 'how']].to_string(index=False)}"
+    )
+
+
+data_app = typer.Typer(
+    no_args_is_help=True, help="What a profile needs from outside, and getting it.", pretty_exceptions_enable=False
+)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command()
+def status(profile: ProfileOption = "paper", root: Text = None, networks: Text = None, datasets: Text = None):
+    """Each dataset and each weight of a profile: present, partial or missing, where it was looked for, and the command that gets it."""
+    from . import data
+    from .profiles import load_profile
+
+    print(
+        data.status(load_profile(profile, device="cpu", root=root, networks=networks, datasets=datasets)).to_string(index=False)
+    )
+
+
+@data_app.command()
+def fetch(
+    names: Annotated[list[str], typer.Argument(help="voc2012, coco2017, imagenet-s50, gcc3m, or a checkpoint's file name")],
+    root: Annotated[Path, typer.Option(help="folder to unpack under")] = Path("data"),
+):
+    """Download what may be downloaded, resumed and checked; print the exact steps for the rest."""
+    from . import data
+
+    for name in names:
+        print(data.fetch(name, root))
 
 
 @app.command()
@@ -192,5 +240,5 @@ def main():
     """Entry point of `eclip`: a user's mistake ends in one sentence, not in a traceback."""
     try:
         app()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"eclip: {error}")

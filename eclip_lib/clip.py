@@ -23,7 +23,7 @@ from torchvision import transforms
 
 from . import demo
 from .encoders import ImageFeatures, image_features, image_projection, resize_input
-from .weights import read_checkpoint
+from .weights import hub, obtain, read_checkpoint, registered
 
 PROMPT = "a photo of the {}"
 
@@ -206,7 +206,7 @@ def load_clip(network, pretrained="default", device="cpu", size=None, precision=
         pretrained = demo.checkpoint(network, pretrained)
     with _quiet(), torch.random.fork_rng(devices=[]):
         if network not in demo.NETWORKS:
-            _refuse_early(network)
+            empty_clip(network)  # one that cannot be used is refused before any weight is downloaded
         torch.manual_seed(0)
         if pretrained is None:
             model, label = open_clip.create_model(network), "random"
@@ -220,14 +220,17 @@ def load_clip(network, pretrained="default", device="cpu", size=None, precision=
     return Clip(model, tokenizer, network, label, device, precision)
 
 
-def _refuse_early(network):
-    """A network without tokens or projections is refused before any weight is downloaded: an empty one is built without memory."""
+def empty_clip(network):
+    """open_clip's model without memory or weights (on torch's meta device), in a moment. Raises ValueError for a network without tokens or
+    projections."""
+    demo.register()
     try:
-        with torch.device("meta"):
+        with _quiet(), torch.device("meta"):
             model = open_clip.create_model(network, device="meta")
     except RuntimeError as error:  # a text encoder of Hugging Face's
         raise ValueError(f"{network}: it cannot be built here ({str(error).splitlines()[0]})") from error
     own_weights(model, network)
+    return model
 
 
 def is_vit(network):
@@ -243,21 +246,24 @@ def _is_path(pretrained):
 
 
 def _from_tag(network, tag):
+    if name := registered(network.removesuffix("-quickgelu"), tag):
+        return _from_file(network, obtain(name), quick_gelu=tag == "openai")
     config = open_clip.get_pretrained_cfg(network, tag)
     if not config:
         raise ValueError(f"{network} has no weights {tag!r}; it has {open_clip.list_pretrained_tags_by_model(network)}")
     try:
-        return open_clip.create_model(network, tag, force_quick_gelu=tag == "openai" or bool(config.get("quick_gelu")))
+        with hub():
+            return open_clip.create_model(network, tag, force_quick_gelu=tag == "openai" or bool(config.get("quick_gelu")))
     except Exception as error:
         raise ValueError(
             f"the weights {tag!r} of {network} are neither in the cache nor could they be downloaded; give `pretrained` the "
-            f"path of a local checkpoint, or None for random weights ({error})"
+            f"path of a local checkpoint, or None for random weights ({str(error).splitlines()[0]})"
         ) from error
 
 
-def _from_file(network, path):
+def _from_file(network, path, quick_gelu=False):
     state, from_openai = read_checkpoint(path)
-    model = open_clip.create_model(network, force_quick_gelu=from_openai)
+    model = open_clip.create_model(network, force_quick_gelu=from_openai or quick_gelu)
     bad = sorted(name for name, tensor in state.items() if not tensor.isfinite().all())
     if bad:
         raise ValueError(f"{path}: weights that are not finite numbers in {', '.join(bad[:3])}")

@@ -7,8 +7,11 @@ import torch
 
 from . import discovery
 from .ablation import cached, chosen_mask, over_seeds, score_pairs, seed_table, train_rows
+from .cache import cache_features
+from .datasets.pairs import load_pairs
 from .evaluation import bootstrap, recognize, summarize
 from .pooling_study import masks_for
+from .training import train_pair
 
 
 def train_eclip(run, clip, models, snapshots=()):
@@ -66,6 +69,29 @@ def gain(ours, theirs, seed=0):
             torch.tensor(draws).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
         )
     return line
+
+
+VIEWS = {"as they are": (1, None), "augmented once": (1, "deit"), "afresh each epoch": (10, "deit")}
+
+
+def views_study(run, clip, models, count=500, batch_size=64):
+    """What augmentation does to ECLIP, on `count` scenes of their own: none, DeiT's once (views=1), DeiT's afresh (views=10, in turn).
+
+    The other settings are the run's. Returns one line a dataset and kind of views: mIoU and mSC over trainings, and the loss of the last
+    epoch."""
+    mask, settings = list(run.masks)[-1], {k: v for k, v in run.training.items() if k not in ("views", "augment", "batch_size")}
+    pairs, losses = {}, {}
+    for kind, (views, augment) in VIEWS.items():
+        cache = cache_features(
+            clip, load_pairs(f"scenes:{count}"), run.out / "cache", {mask: models[mask]}, views, augment, seed=run.seed,
+            workers=run.workers, description=kind,
+        )  # fmt: skip
+        for seed in range(run.trainings):
+            pair, history = train_pair(clip, cache, chosen_mask(run), batch_size=batch_size, seed=run.seed + seed, **settings)
+            pairs[kind, seed] = pair
+            losses.setdefault(kind, []).append(history["loss"].iloc[-1])
+    table = over_seeds(seed_table(run, {clip.network: score_pairs(run, clip, pairs)})).rename(columns={"pooling": "views"})
+    return table.assign(loss=table["views"].map(lambda kind: sum(losses[kind]) / len(losses[kind])))
 
 
 def recognition(run, clip):

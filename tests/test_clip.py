@@ -65,10 +65,10 @@ def test_the_families_that_the_readme_lists_load_or_refuse():
         "RN50x4",
         "ViTamin-L",
     ):
-        load_network._refuse_early(network)
+        load_network.empty_clip(network)
     for network in ("ViT-B-16-SigLIP2", "PE-Core-B-16", "ViT-H-14-CLIPA", "coca_base", "xlm-roberta-base-ViT-B-32"):
         with pytest.raises(ValueError, match=network):
-            load_network._refuse_early(network)
+            load_network.empty_clip(network)
 
 
 @torch.no_grad()
@@ -177,16 +177,21 @@ def test_openai_files_are_read_and_get_quickgelu(openai_archive):
     torch.testing.assert_close(clip.model.state_dict()["visual.proj"], state["visual.proj"].half().float())
 
 
-def test_quickgelu_is_on_for_the_openai_tag_and_by_name(monkeypatch):
+def test_quickgelu_is_on_for_the_openai_tag_and_by_name(monkeypatch, tmp_path):
     seen = {}
 
     def create(network, tag=None, **options):
         seen.update(options, tag=tag)
         return open_clip.factory.create_model(network, None, **options)
 
+    monkeypatch.setattr(load_network, "registered", lambda network, tag: None)
     monkeypatch.setattr(eclip.clip.open_clip, "create_model", create)
     assert is_quick(eclip.load_clip("ViT-B-32")) and seen["tag"] == "openai"
     monkeypatch.undo()
+    plain = {name: tensor.half() for name, tensor in eclip.load_clip("ViT-B-32", None).model.state_dict().items()}
+    torch.save(plain, tmp_path / "ViT-B-32.pt")  # no stamp says that it is OpenAI's, but its place does
+    monkeypatch.setenv("ECLIP_WEIGHTS", str(tmp_path))
+    assert is_quick(eclip.load_clip("ViT-B-32", "openai"))
     assert is_quick(eclip.load_clip("ViT-B-32-quickgelu", None)) and not is_quick(eclip.load_clip("ViT-B-32", None))
 
 

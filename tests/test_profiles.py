@@ -86,7 +86,7 @@ def test_a_profiles_own_paths_start_at_the_repository(monkeypatch):
     monkeypatch.setattr(profiles.torch.cuda, "is_available", lambda: True)
     run = profiles.load_profile("paper")
     assert run.pairs == f"web:{profiles.REPOSITORY}/data/gcc3m/*.tar"
-    assert run.masks["MoCo v3"] == f"vit_base_patch16_224={profiles.REPOSITORY}/weights/vit-b-300ep.pth.tar"
+    assert run.masks["MoCo v3"] == "vit_base_patch16_224=vit-b-300ep.pth.tar"  # registered: found by its name
     assert run.masks["DINO"] == "vit_base_patch16_224.dino"
     assert profiles.load_profile("demo").pairs == "scenes:3000"
     assert profiles.load_profile("paper", pairs="csv:here.csv").pairs == "csv:here.csv"

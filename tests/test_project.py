@@ -15,7 +15,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def plain(name):
-    return re.sub("[-_.]+", "-", name).lower()
+    return re.sub("[-_.]+", "-", re.sub(r"\[.*", "", name)).lower()
 
 
 def pins():

@@ -92,8 +92,11 @@ def test_views_differ_and_workers_change_nothing(clip, tmp_path):
         caching.cache_features(clip, ScenePairs(count=4, size=4), tmp_path / str(w), views=2, workers=w) for w in (0, 2)
     )
     assert content(one) == content(two) and len(one) == 8
-    pooled = one.read(one.shards[0], "max")[0]
-    assert not torch.equal(pooled[0], pooled[1])
+    first, second = (one.read(one.shards[0], "max", view)[0] for view in (0, 1))
+    assert torch.equal(torch.cat([first, second]), one.read(one.shards[0], "max")[0]) and not torch.equal(first, second)
+    for epoch, rows in enumerate((first, second, first)):  # an epoch trains on one view of every pair
+        ((image, _),) = training.batches(one, "max", 4, 0, epoch)
+        assert sorted(image[:, 0].tolist()) == sorted(rows[:, 0].tolist())
 
 
 def test_another_configuration_is_another_folder(clip, tmp_path):
@@ -144,7 +147,7 @@ def test_a_full_disk_is_one_clear_sentence(tmp_path):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         with pytest.raises(OSError, match="free some space and run again"):
-            caching._write(tmp_path / "00000.safetensors", b"x" * 5000)
+            caching.write(tmp_path / "00000.safetensors", b"x" * 5000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -223,12 +226,12 @@ def test_every_row_is_served_once_an_epoch(cached):
 
 
 def test_training_lowers_the_loss_and_locks_the_rest(clip, cached, tmp_path):
-    before, seen = caching._digest(clip.model), []
+    before, seen = caching.digest(clip.model), []
     pair, history = training.train_pair(
         clip, cached, "masked_max:tiny", epochs=8, batch_size=8, lr=1e-2, on_epoch=lambda epoch, _: seen.append(epoch)
     )
     assert history["loss"].iloc[-1] < history["loss"].iloc[0] and list(history["epoch"]) == seen == list(range(1, 9))
-    assert caching._digest(clip.model) == before
+    assert caching.digest(clip.model) == before
     pair.save(tmp_path / "pair.safetensors")
     again = eclip.Projection.load(tmp_path / "pair.safetensors", clip)
     assert again.metadata["pooling"] == "masked_max:tiny" and json.loads(again.metadata["settings"])["epochs"] == 8

@@ -37,8 +37,12 @@ class Dataset(Sequence):
         """The same dataset cut to its first `limit` items (None keeps all)."""
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
+        return self.part(0, limit)
+
+    def part(self, start, stop):
+        """The same dataset cut to its items from `start` up to `stop`."""
         part = copy.copy(self)
-        part.items = self.items[:limit]
+        part.items = self.items[start:stop]
         return part
 
 

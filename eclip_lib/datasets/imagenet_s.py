@@ -13,12 +13,14 @@ SYNSETS = dict(line.split("\t") for line in Path(__file__).with_name("imagenet_s
 
 
 class ImageNetS50(Dataset):
-    """`root` is the folder ImageNetS50. Masks are RGB images whose class id is R + 256 G: 0 other, 1 to 50, 1000 void."""
+    """`root` is the folder ImageNetS50, or the one that holds it. Masks are RGB images whose class id is R + 256 G: 0 other, 1 to 50, 1000 void."""
 
     name, classes = "imagenet-s50", list(SYNSETS.values())
 
     def __init__(self, root):
-        self.images = require(require(root, self.name, LAYOUT) / "validation", self.name, LAYOUT)
+        root = require(root, self.name, LAYOUT)
+        root = root / "ImageNetS50" if (root / "ImageNetS50").is_dir() else root
+        self.images = require(root / "validation", self.name, LAYOUT)
         self.labels = require(self.images.parent / "validation-segmentation", self.name, LAYOUT)
         self.items = sorted(p.relative_to(self.images) for p in self.images.glob("*/*.JPEG"))
         if not self.items:

@@ -15,6 +15,7 @@ from PIL import Image
 from ..attention import load_attention
 from ..clip import Projection, load_clip
 from ..datasets import REGISTRY, load_dataset
+from ..weights import registry
 
 REPOSITORY = Path(__file__).parents[2]
 TRAINING = {"epochs", "batch_size", "lr", "weight_decay", "views", "augment"}
@@ -57,11 +58,14 @@ class Profile:
         return models
 
     def load_dataset(self, name, limit=UNCHANGED):
-        """A dataset under `root`: one folder for all, or "name=folder,name=folder"."""
-        root = self.root
-        if root is not None and "=" in str(root):
-            root = dict(part.split("=", 1) for part in str(root).split(",")).get(name)
-        return load_dataset(name, root, self.limit if limit == UNCHANGED else limit)
+        """A dataset under `root`, cut to `limit`."""
+        return load_dataset(name, self.root_of(name), self.limit if limit == UNCHANGED else limit)
+
+    def root_of(self, name):
+        """The folder of a dataset: `root` is one folder for all, or "name=folder,name=folder"."""
+        if self.root is not None and "=" in str(self.root):
+            return dict(part.split("=", 1) for part in str(self.root).split(",")).get(name)
+        return self.root
 
     def title(self, network):
         """The network's name for tables and figures; random weights say so."""
@@ -183,7 +187,11 @@ def load_profile(profile="demo", **parameters):
 def _anchored(where, mark):
     """A profile's own "web:data/*.tar" or "network=weights/file" with its path from the repository on, wherever the notebook runs."""
     kind, found, place = where.partition(mark)
-    return where if not found or kind.startswith("scenes") else f"{kind}{found}{REPOSITORY / place}"
+    return (
+        where
+        if not found or kind.startswith("scenes") or place in registry()["weights"]
+        else f"{kind}{found}{REPOSITORY / place}"
+    )
 
 
 def _checked(profile, path):

@@ -1,0 +1,167 @@
+"""`eclip data` and `eclip reproduce --dry-run`: what a profile needs, what of it is here, how to get the rest, and what a run will cost."""
+
+import glob
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import demo, download, weights
+from .clip import empty_clip
+from .datasets import load_dataset
+from .reproduce import notebooks
+
+ASSUMED_RATE = 30e12  # FLOP/s that a data-centre GPU sustains on these networks in float32: an assumption, `eclip bench --device cuda` measures it
+# forward passes of the image encoder that a notebook takes: (of each image of each dataset, of each training pair)
+PASSES = {"01": (2, 0), "02": (4, 2), "03": (2, 1), "04": (3, 0), "05": (4, 0), "06": (12, 0)}  # 05 finds 03's cache
+
+
+def _dataset_row(run, name):
+    about = weights.registry()["datasets"].get(name)
+    if about is None:
+        return {
+            "part": name,
+            "state": "present",
+            "size": "rendered",
+            "where": "eclip_lib/datasets/scenes.py",
+            "licence": "MIT",
+            "how": "",
+        }
+    if run.root_of(name) is None:
+        return {
+            "part": name,
+            "state": "missing",
+            "size": "",
+            "where": "no root given",
+            "licence": about["licence"],
+            "how": f"-p root {name}=FOLDER",
+        }
+    root = Path(run.root_of(name))
+    size = download.size(sum(f["bytes"] for f in about["files"])) if "files" in about else "see the steps"
+    try:
+        count = len(load_dataset(name, root))
+        state = "present" if count >= about["images"] else f"partial: {count} of {about['images']} images"
+    except (FileNotFoundError, ValueError) as error:
+        found = any((root / mark).exists() for mark in about["marks"]) or any(root.glob("*.partial"))
+        state = f"partial: {str(error).splitlines()[0]}" if found else "missing"
+    how = "" if state == "present" else f"eclip data fetch {name} --root {root}"
+    return {"part": name, "state": state, "size": size, "where": str(root), "licence": about["licence"], "how": how}
+
+
+def _pairs_row(run):
+    kind, _, place = run.pairs.partition(":")
+    if kind.startswith("scenes"):
+        return {"part": run.pairs, "state": "present", "size": "rendered", "where": "", "licence": "MIT", "how": ""}
+    about = weights.registry()["pairs"]["gcc3m"] if "gcc3m" in place else {"licence": "its own"}
+    files = glob.glob(place) if kind in ("web", "csv") else [place] if Path(place).exists() else []
+    size = (
+        download.size(sum(Path(f).stat().st_size for f in files if Path(f).is_file())) if files else "about 100 GB of tar files"
+    )
+    state = f"present: {len(files)} files" if files else "missing"
+    how = "" if files or "gcc3m" not in place else "eclip data fetch gcc3m"
+    return {"part": run.pairs, "state": state, "size": size, "where": place, "licence": about["licence"], "how": how}
+
+
+def _weights_row(name, network):
+    about = weights.registry()["weights"][name]
+    path = weights.folder() / name
+    if not path.is_file():
+        state = "partial: a broken transfer" if path.with_name(name + ".partial").exists() else "missing"
+    else:
+        state = (
+            "present"
+            if path.stat().st_size == about.get("bytes", path.stat().st_size)
+            else "partial: another size than it should have"
+        )
+    how = "" if state == "present" else f"eclip data fetch {name}"
+    return {"part": f"{network}: {name}", "state": state, "size": download.size(about.get("bytes")), "where": str(path.parent),
+            "licence": about["licence"], "how": how}  # fmt: skip
+
+
+def _files(run):
+    """{registered file: the network it is for} that a profile's CLIPs and masks need."""
+    found = {}
+    if run.pretrained is not None:
+        for network in run.networks:
+            tag = "openai" if run.pretrained == "default" else run.pretrained
+            found |= {name: network for name in [weights.registered(network, tag)] if name}
+        for where in run.masks.values():
+            network, _, checkpoint = where.partition("=")
+            name = checkpoint if checkpoint in weights.registry()["weights"] else weights.registered(network, "dino")
+            found |= {name: network} if name else {}
+    return found
+
+
+def status(run):
+    """What a profile needs -> DataFrame: part, state (present, partial or missing), size, where it was looked for, licence, how to get it."""
+    rows = [_dataset_row(run, name) for name in run.datasets] + [_pairs_row(run)]
+    return pd.DataFrame(rows + [_weights_row(name, network) for name, network in _files(run).items()])
+
+
+def fetch(name, root):
+    """Get a dataset (downloaded, checked, unpacked under `root`) or a registered checkpoint; for what needs an account or a crawl, the exact
+    steps. Returns what to print. Raises ValueError, OSError."""
+    known = weights.registry()
+    if name in known["weights"]:
+        return f"{name}: {weights.obtain(name)}"
+    about = (known["datasets"] | known["pairs"]).get(name)
+    if about is None:
+        raise ValueError(
+            f"nothing known of {name!r}; there are {', '.join([*known['datasets'], *known['pairs'], *known['weights']])}"
+        )
+    if "files" not in about:
+        return f"{name} cannot be downloaded by a program alone ({about['licence']}):\n{about['steps'].format(root=root)}"
+    root = Path(root)
+    # an archive and what comes out of it lie side by side for a while
+    download.require_space(root, 2 * sum(f["bytes"] for f in about["files"]), name)
+    for file in about["files"]:
+        archive = root / Path(file["url"]).name
+        done = root / f".{archive.name}.unpacked"
+        if done.exists():
+            continue
+        kind = "sha256" if "sha256" in file else "md5"
+        download.fetch(file["url"], archive, file["bytes"], f"{kind}:{file[kind]}")
+        download.unpack(archive, root)
+        done.touch()
+        archive.unlink()
+    return f"{name}: {len(load_dataset(name, root))} images under {root}"
+
+
+def encoder_flops(network):
+    """FLOPs of one image through a network's image encoder, counted on an empty copy."""
+    model = empty_clip(network)
+    size = torch.zeros(
+        1, 3, *model.visual.image_size if isinstance(model.visual.image_size, tuple) else [model.visual.image_size] * 2
+    )
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.visual(size.to("meta"))
+    return counter.get_total_flops()
+
+
+def plan(run):
+    """What `reproduce` would do -> (DataFrame: network, image passes, pair passes, PFLOP, GPU hours at the assumed rate, cache GB; text)."""
+    images = {name: _length(run, name) for name in run.datasets}
+    kind, _, place = run.pairs.partition(":")
+    pairs = int(place) if kind.startswith("scenes") else weights.registry()["pairs"]["gcc3m"]["images"]
+    own, of_pairs = (sum(numbers) for numbers in zip(*PASSES.values(), strict=True))
+    rows = []
+    for network in run.networks:
+        flops = encoder_flops(network)
+        masks = 35e9 * len(run.masks) if network not in demo.NETWORKS else 0  # ViT-B/16 at 224 pixels, each mask once a pair
+        seen, trained = own * sum(images.values()), of_pairs * pairs * run.training["views"]
+        total = (seen + trained) * flops + trained * masks
+        columns, width = 3 + len(run.masks) + 1, 4 * 1024
+        rows.append({"network": network, "image passes": seen, "pair passes": trained, "PFLOP": total / 1e15,
+                     "GPU hours": total / ASSUMED_RATE / 3600, "cache GB": pairs * run.training["views"] * columns * width / 1e9})  # fmt: skip
+    lines = [
+        f"profile {run.name}: {len(notebooks())} notebooks ({', '.join(p.stem for p in notebooks())})",
+        f"networks: {', '.join(run.networks)}; datasets: {', '.join(f'{n} ({c} images)' for n, c in images.items())}; pairs: {run.pairs}",
+        f"GPU hours are PFLOP at an assumed {ASSUMED_RATE / 1e12:.0f} TFLOP/s, not measured; cache GB is an upper bound on the pooled features",
+    ]
+    return pd.DataFrame(rows), "\n".join(lines)
+
+
+def _length(run, name):
+    known = weights.registry()["datasets"].get(name)
+    return run.limit or (known["images"] if known else len(load_dataset(name)))

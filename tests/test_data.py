@@ -1,0 +1,268 @@
+"""Downloads over a loopback server that breaks on purpose, unpacking, `eclip data`, and what is said without a network."""
+
+import hashlib
+import io
+import shutil
+import tarfile
+import threading
+import time
+import zipfile
+from collections import namedtuple
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+import eclip_lib as eclip
+from eclip_lib import cli, data, download, weights
+from eclip_lib.datasets.export import write_coco, write_voc
+
+CONTENT = bytes(range(256)) * 20000  # 5 MB
+NOWHERE = "http://127.0.0.1:9/file"  # nothing listens there
+
+
+@pytest.fixture()
+def server():
+    """Serves `files` with byte ranges; `breaks`: so many transfers stop in the middle; `ranges`: whether it knows ranges."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.requests.append(self.headers.get("Range"))
+            content = server.files.get(self.path.strip("/"))
+            if content is None:
+                return self.send_error(404)
+            start = (
+                int(self.headers["Range"].removeprefix("bytes=").strip("-")) if server.ranges and self.headers["Range"] else 0
+            )
+            if start >= len(content):
+                return self.send_error(416)
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            end = len(content)
+            if server.breaks:
+                server.breaks, end = server.breaks - 1, start + (len(content) - start) // 2
+            self.wfile.write(content[start:end])
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.files, server.breaks, server.ranges, server.requests = {"file": CONTENT}, 0, True, []
+    server.url = f"http://127.0.0.1:{server.server_port}/"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def sha(content):
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_broken_transfer_is_taken_up_again(server, tmp_path, ranges):
+    server.breaks, server.ranges = 2, ranges
+    path = download.fetch(server.url + "file", tmp_path / "file", len(CONTENT), sha(CONTENT))
+    assert path.read_bytes() == CONTENT and len(server.requests) == 3 and list(tmp_path.iterdir()) == [path]
+    assert [r is not None for r in server.requests] == [False, True, True]
+
+
+def test_a_killed_download_goes_on_where_it_stopped(server, tmp_path):
+    (tmp_path / "file.partial").write_bytes(CONTENT[:3_000_000])
+    assert download.fetch(server.url + "file", tmp_path / "file", len(CONTENT), sha(CONTENT)).read_bytes() == CONTENT
+    assert server.requests == ["bytes=3000000-"]
+
+
+def test_what_cannot_be_downloaded_says_why_and_leaves_nothing(server, tmp_path, monkeypatch):
+    server.files["other"] = b"x" * 100
+    begin = time.time()
+    for url, expected, message in (
+        (server.url + "none", 5, "404"), (server.url + "other", 100, "checksum differs"), (NOWHERE, 5, "refused"),
+    ):  # fmt: skip
+        with pytest.raises(OSError, match=message):
+            download.fetch(url, tmp_path / "file", expected, sha(CONTENT))
+    assert list(tmp_path.iterdir()) == [] and time.time() - begin < 10
+    server.breaks = 100
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(OSError, match="connection closed after"):
+        download.fetch(server.url + "file", tmp_path / "file", len(CONTENT), sha(CONTENT))
+    assert (tmp_path / "file.partial").exists()  # for the next attempt
+
+
+def test_a_full_disk_is_noticed_before_the_transfer(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1000))
+    with pytest.raises(OSError, match="file needs 5.12 MB on the disk of .* 1 kB free"):
+        download.fetch(server.url + "file", tmp_path / "new" / "file", len(CONTENT))
+    assert server.requests == []
+
+
+def archive(kind, members):
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as file:
+            for name, content in members.items():
+                file.writestr(name, content)
+    else:
+        with tarfile.open(fileobj=buffer, mode="w") as file:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                if content is None:
+                    info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+                info.size = len(content or b"")
+                file.addfile(info, io.BytesIO(content or b""))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_unpacking_merges_and_refuses_to_leave_the_folder(tmp_path, kind):
+    root, path = tmp_path / "root", tmp_path / f"a.{kind}"
+    (root / "annotations").mkdir(parents=True)
+    (root / "annotations" / "mine.json").write_text("kept")
+    path.write_bytes(archive(kind, {"annotations/new.json": b"new", "val/1.jpg": b"1"}))
+    download.unpack(path, root)
+    assert sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()) == [
+        "annotations/mine.json", "annotations/new.json", "val/1.jpg"]  # fmt: skip
+    bad = [{"good": b"1", "../evil": b"2"}, {"good": b"1", "/evil": b"2"}, {"good": b"1", "a/../../evil": b"2"}]
+    bad += [{"good": b"1", "link": None}] if kind == "tar" else []
+    for members in bad:
+        path.write_bytes(archive(kind, members))
+        with pytest.raises(ValueError, match="not unpacked"):
+            download.unpack(path, root)
+    assert not list(tmp_path.rglob("evil")) and not list(tmp_path.rglob("good"))
+    path.write_bytes(b"nothing of the sort")
+    with pytest.raises(ValueError, match="neither a tar nor a zip"):
+        download.unpack(path, root)
+
+
+@pytest.fixture()
+def small_registry(server, tmp_path, monkeypatch):
+    """The registry with datasets and weights of a few kilobytes on the loopback server."""
+    scenes = eclip.load_dataset("scenes", limit=3)
+    write_voc(tmp_path / "voc", scenes)
+    write_coco(tmp_path / "coco", scenes)
+    contents = {
+        "voc.tar": archive("tar", {str(p.relative_to(tmp_path / "voc")): p.read_bytes() for p in (tmp_path / "voc").rglob("*") if p.is_file()}),
+        "coco.zip": archive("zip", {str(p.relative_to(tmp_path / "coco")): p.read_bytes() for p in (tmp_path / "coco").rglob("*") if p.is_file()}),
+    }  # fmt: skip
+    server.files |= contents
+    known = dict(weights.registry())
+    file = lambda name: {"url": server.url + name, "bytes": len(contents[name]), "md5": hashlib.md5(contents[name]).hexdigest()}  # noqa: E731
+    known["datasets"] = {
+        "voc2012": {**known["datasets"]["voc2012"], "images": 3, "files": [file("voc.tar")]},
+        "coco2017": {**known["datasets"]["coco2017"], "images": 3, "files": [file("coco.zip")]},
+        "imagenet-s50": known["datasets"]["imagenet-s50"],
+    }
+    monkeypatch.setattr(weights, "registry", lambda: known)
+    monkeypatch.setenv("ECLIP_WEIGHTS", str(tmp_path / "weights"))
+    return known
+
+
+def states(run):
+    return dict(data.status(run)[["part", "state"]].itertuples(index=False))
+
+
+def test_status_and_fetch(small_registry, server, tmp_path, capsys, monkeypatch):
+    root = tmp_path / "data"
+    run = eclip.load_profile("paper", device="cpu", root=str(root), datasets="voc2012,coco2017", networks="ViT-B-32")
+    assert set(states(run).values()) == {"missing"}
+    server.breaks = 1
+    assert data.fetch("voc2012", root) == f"voc2012: 3 images under {root}"
+    (root / "val2017").mkdir()
+    found = states(run)
+    assert (
+        found["voc2012"] == "present"
+        and found["coco2017"].startswith("partial:")
+        and "instances_val2017.json is missing" in found["coco2017"]
+    )
+    data.fetch("coco2017", root)
+    assert states(run)["coco2017"] == "present"
+    before = len(server.requests)
+    data.fetch("coco2017", root)
+    assert len(server.requests) == before and not list(root.glob("*.tar")) and not list(root.glob("*.zip"))
+    monkeypatch.setattr("sys.argv", ["eclip", "data", "fetch", "imagenet-s50", "gcc3m", "--root", str(root)])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert not done.value.code
+    printed = capsys.readouterr().out
+    assert "data_preparation.sh" in printed and "img2dataset" in printed and str(root) in printed
+    with pytest.raises(ValueError, match="nothing known of 'mnist'"):
+        data.fetch("mnist", root)
+
+
+def test_an_interrupted_fetch_of_two_files_keeps_the_first(small_registry, server, tmp_path, monkeypatch):
+    files = small_registry["datasets"]["voc2012"]["files"] + small_registry["datasets"]["coco2017"]["files"]
+    small_registry["datasets"]["voc2012"]["files"] = files
+    right, files[1]["url"] = files[1]["url"], NOWHERE
+    with pytest.raises(OSError):
+        data.fetch("voc2012", tmp_path / "data")
+    files[1]["url"], before = right, len(server.requests)
+    data.fetch("voc2012", tmp_path / "data")
+    assert len(server.requests) == before + 1
+
+
+def test_weights_come_from_the_folder_or_the_registry(small_registry, server, tmp_path):
+    model = eclip.load_clip("ViT-S-32-alt", None).model
+    buffer = io.BytesIO()
+    torch.save({k: v + 0.01 if v.is_floating_point() else v for k, v in model.state_dict().items()}, buffer)
+    content = server.files["small.pt"] = buffer.getvalue()
+    about = {"for": "ViT-S-32-alt", "tag": "openai", "licence": "", "url": server.url + "small.pt", "bytes": len(content),
+             "sha256": hashlib.sha256(content).hexdigest()}  # fmt: skip
+    small_registry["weights"] = {"small.pt": about}
+    server.breaks = 1
+    for _ in range(2):  # downloaded, then found
+        clip = eclip.load_clip("ViT-S-32-alt", "openai")
+        assert torch.equal(clip.model.visual.proj, model.visual.proj + 0.01) and clip.pretrained == "openai"
+    assert len(server.requests) == 2
+    run = eclip.load_profile("paper", device="cpu", networks="ViT-S-32-alt")
+    assert states(run)["ViT-S-32-alt: small.pt"] == "present"
+    (weights.folder() / "small.pt").write_bytes(content[:-1])
+    assert states(run)["ViT-S-32-alt: small.pt"].startswith("partial")
+
+
+def test_without_a_network_one_sentence_comes_within_seconds(small_registry, monkeypatch, capsys):
+    known = {name: {**about, "url": NOWHERE} for name, about in small_registry["weights"].items()}
+    monkeypatch.setitem(small_registry, "weights", known)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    begin = time.time()
+    for load, words in (
+        (
+            lambda: eclip.load_clip("ViT-B-16"),
+            "ViT-B-16.pt .351 MB. is not in .*weights and could not be downloaded .* ECLIP_WEIGHTS",
+        ),
+        (lambda: eclip.load_clip("ViT-B-32", "laion2b_s34b_b79k"), "neither in the cache nor could they be downloaded"),
+        (lambda: eclip.load_attention("vit_base_patch16_224.dino"), "dino_vitbase16_pretrain.pth"),
+        (lambda: eclip.load_attention("vit_base_patch16_224", "vit-b-300ep.pth.tar"), "vit-b-300ep.pth.tar"),
+        (lambda: eclip.load_attention("vit_small_patch14_dinov2.lvd142m"), "neither in the cache nor could they be downloaded"),
+    ):
+        with pytest.raises(ValueError, match=words) as error:
+            load()
+        assert "\n" not in str(error.value)
+    assert time.time() - begin < 15
+    assert capsys.readouterr().err == ""
+
+
+def test_the_plan_counts_passes_and_what_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["eclip", "reproduce", "--profile", "paper", "--networks", "ViT-B-16", "--dry-run"])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert not done.value.code
+    printed = capsys.readouterr().out
+    assert "7 notebooks" in printed or "8 notebooks" in printed
+    assert "voc2012 (1449 images)" in printed and "eclip data fetch" in printed and "GPU hours" in printed
+    per_image = data.encoder_flops("ViT-B-16")
+    tokens, width = 197, 768  # twelve blocks of q, k, v, out and a fourfold MLP, attention itself, and the patch embedding
+    by_hand = 12 * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width) + 2 * 196 * 768 * width + 2 * width * 512
+    assert abs(per_image - by_hand) < 0.05 * by_hand
+
+
+def test_the_registry_is_complete():
+    known = weights.registry()
+    for about in known["datasets"].values():
+        assert (
+            about["licence"]
+            and about["images"]
+            and ("steps" in about or all({"url", "bytes", "md5"} <= set(f) for f in about["files"]))
+        )
+    for name, about in known["weights"].items():
+        assert about["url"].endswith(name) and about["licence"]
+        assert about["tag"] != "openai" or (about["sha256"] in about["url"] and about["bytes"])
