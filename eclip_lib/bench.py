@@ -156,10 +156,10 @@ def evaluation_memory(small=200, large=2000):
 
 def bench(device="cpu"):
     """All measurements -> DataFrame: what, unit, ours, reference, ratio, target, device."""
-    from . import bench_training  # it takes `fastest` from here
+    from . import bench_device, bench_training  # they take `fastest` from here
 
     rows = [itsm_throughput(device), shift_overhead(device), bi_model_batches(device), scoring(), evaluation_memory()]
-    table = pd.DataFrame(rows + bench_training.measurements(device))
+    table = pd.DataFrame(rows + bench_training.measurements(device) + bench_device.measurements(device))
     name = (
         torch.cuda.get_device_name()
         if device.startswith("cuda")

@@ -196,6 +196,7 @@ def train(
     seed: int = 0,
     workers: int = 2,
     device: str = "cpu",
+    ray: Annotated[int, typer.Option(help="fill the cache on so many Ray workers, on whatever cluster RAY_ADDRESS names")] = 0,
 ):
     """Train a pair of projections by masked max pooling (§3.3); `torchrun --no-python eclip train …` uses several GPUs."""
     import torch.distributed as dist
@@ -205,16 +206,28 @@ def train(
     from eclip_lib import training
     from eclip_lib.datasets.pairs import load_pairs
 
-    pairs, clip = load_pairs(data), eclip.load_clip(network, pretrained, device)
-    masks = {}
-    if pooling == "masked_max":
-        masks = {"mask": eclip.load_attention(mask, None if mask_checkpoint == "random" else mask_checkpoint, device)}
-        pooling = "masked_max:mask"
+    pairs = load_pairs(data)
+    masked = pooling == "masked_max"
+    pooling = "masked_max:mask" if masked else pooling
+
+    def load():
+        checkpoint = None if mask_checkpoint == "random" else mask_checkpoint
+        return eclip.load_clip(network, pretrained, device), {
+            "mask": eclip.load_attention(mask, checkpoint, device)
+        } if masked else {}
+
+    clip, masks = load()
     if "RANK" in os.environ:  # under torchrun: the first rank fills the cache, the others find it full
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(days=7))
         if dist.get_rank() > 0:
             dist.barrier()
-    features = caching.cache_features(clip, pairs, cache, masks, views, seed=seed, workers=workers)
+    if ray:
+        from eclip_lib import cluster
+
+        gpus = 1 if device.startswith("cuda") else 0
+        features = cluster.cache_features(load, pairs, cache, ray, gpus, views=views, seed=seed)
+    else:
+        features = caching.cache_features(clip, pairs, cache, masks, views, seed=seed, workers=workers)
     if dist.is_initialized() and dist.get_rank() == 0:
         dist.barrier()
     pair, history = training.train_pair(clip, features, pooling, epochs, batch_size, lr, seed=seed, init=init)

@@ -137,6 +137,12 @@ class Clip:
             unknown = sorted({w for t in texts for w in re.findall(r"\w+", t.lower())} - set(demo.words()))
             if unknown:
                 warnings.warn(f"{self.network} never saw the words {unknown}; it knows {demo.words()}", stacklevel=2)
+        limit, encode = self.tokenizer.context_length, getattr(self.tokenizer, "encode", None)
+        long = [text for text in texts if encode and len(encode(text)) + 2 > limit]  # and a token each for start and end
+        if long:
+            warnings.warn(
+                f"{self.network} reads {limit} tokens; {long[0][:30]!r}… is longer, its end is not read", stacklevel=2
+            )
         text, tokens = _text_tower(self.model), self.tokenizer(texts).to(self.device)
         x = text.token_embedding(tokens) + text.positional_embedding
         x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask))
@@ -196,6 +202,7 @@ def load_clip(network, pretrained="default", device="cpu", size=None, precision=
     """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision is 'fp32' or 'bf16', not {precision!r}")
+    _require_device(device)
     demo.register()
     if network not in open_clip.list_models():
         near = get_close_matches(network, open_clip.list_models(), 3) or list(demo.NETWORKS)
@@ -218,6 +225,15 @@ def load_clip(network, pretrained="default", device="cpu", size=None, precision=
             resize_input(model.visual, size)
         tokenizer = open_clip.get_tokenizer(network)
     return Clip(model, tokenizer, network, label, device, precision)
+
+
+def _require_device(device):
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"no device {device!r}; write cpu, or cuda (cuda:0, …) for a GPU") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}, but torch sees no CUDA device here; write cpu")
 
 
 def empty_clip(network):

@@ -26,7 +26,12 @@ class _Prepared(TorchDataset):
         return len(self.dataset)
 
     def __getitem__(self, index):
-        example = self.dataset[index]
+        try:
+            return self._prepare(self.dataset[index])
+        except (ValueError, OSError) as error:  # a worker's own exception would arrive wrapped in its traceback
+            return error
+
+    def _prepare(self, example):
         unknown = set(example.masks) - set(self.dataset.classes)
         if unknown:
             raise ValueError(f"{example.image_id}: masks of unknown classes {sorted(unknown)}")
@@ -43,6 +48,9 @@ def batches(dataset, clip, batch_size, workers, description):
     loader = DataLoader(_Prepared(dataset, clip.preprocess), batch_size, num_workers=workers, collate_fn=list)
     with tqdm(total=len(dataset), desc=description, unit="image") as bar:
         for batch in loader:
+            for item in batch:
+                if isinstance(item, Exception):
+                    raise item
             yield batch
             bar.update(len(batch))
 

@@ -48,7 +48,7 @@ def explain(
     method, text = explainer(method, clip, **options), clip.encode_text(texts)
     bar = tqdm(total=len(files), desc="explaining", unit="picture", disable=len(files) == 1 or None)
     for start in range(0, len(files), batch_size):
-        batch = [(path, read_image(path)) for path in files[start : start + batch_size]]
+        batch = [(path, read_image(path, upright=True)) for path in files[start : start + batch_size]]
         images = stacked([clip.preprocess(image) for _, image in batch], clip.device)
         with torch.no_grad():
             scores = score(clip.encode_image(images).class_token, text, clip.projection).cpu()

@@ -108,6 +108,8 @@ def train_pair(
         )
     if pooling not in cache.columns:
         raise ValueError(f"{cache.folder} holds the poolings {cache.columns}, not {pooling!r}")
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if batch_size % world:
         raise ValueError(f"a batch of {batch_size} cannot be shared by {world} ranks")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,16 @@ def require(path, dataset, layout):
     return Path(path)
 
 
-def read_image(path, mode="RGB"):
-    """Decode an image whole. mode "RGB" converts; None keeps the file's own mode (label images). Raises ValueError naming a
-    corrupt file."""
+def read_image(path, mode="RGB", upright=False):
+    """Decode an image whole; of an animated one the first frame. mode "RGB" converts (16 bits are scaled to 8); None keeps the file's own
+    mode (label images). upright: turned as its EXIF orientation says, for photos; masks lie on the file's own pixels. Raises
+    ValueError naming a corrupt file."""
     try:
         with Image.open(path) as image:
             image.load()
+            image = ImageOps.exif_transpose(image) if upright else image
+            if mode and image.mode.startswith("I"):  # Pillow would clip at 255
+                image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
             return image.convert(mode) if mode else image.copy()
     except FileNotFoundError:
         raise

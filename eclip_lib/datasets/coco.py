@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from collections import Counter
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -28,6 +29,9 @@ class COCO2017(Dataset):
             self.coco.dataset["images"], self.coco.dataset["annotations"]
         except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a complete COCO annotation file ({error!r}); download it again") from error
+        twice = [i for i, count in Counter(image["id"] for image in self.coco.dataset["images"]).items() if count > 1]
+        if twice:
+            raise ValueError(f"{path}: image id {twice[0]} is there twice; which image its annotations mean is not known")
         self.names = {c["id"]: c["name"] for c in categories}
         self.classes = list(self.names.values())
         unknown = {a["category_id"] for a in self.coco.anns.values()} - set(self.names)
@@ -44,7 +48,11 @@ class COCO2017(Dataset):
         image = read_image(path := self.images / about["file_name"])
         masks = {}
         for annotation in self.coco.imgToAnns[item]:
-            name, mask = self.names[annotation["category_id"]], self.coco.annToMask(annotation).astype(bool)
+            name = self.names[annotation["category_id"]]
+            try:
+                mask = self.coco.annToMask(annotation).astype(bool)
+            except Exception as error:  # pycocotools raises bare ones
+                raise ValueError(f"{path.name}: the mask of annotation {annotation['id']} cannot be read ({error})") from error
             check_size(mask, image, path)
             masks[name] = mask | masks[name] if name in masks else mask
         masks = {name: masks[name] for name in self.classes if name in masks and masks[name].any()}

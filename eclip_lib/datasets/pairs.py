@@ -24,8 +24,8 @@ def load_pairs(where):
     FileNotFoundError."""
     kind, _, place = where.partition(":")
     sources = {
-        "scenes": lambda p: ScenePairs(int(p), start=scenes.PRETRAINING),
-        "scenes-validation": lambda p: ScenePairs(int(p), seed=scenes.SEEDS["validation"]),
+        "scenes": lambda p: ScenePairs(_count(p, where), start=scenes.PRETRAINING),
+        "scenes-validation": lambda p: ScenePairs(_count(p, where), seed=scenes.SEEDS["validation"]),
         "coco": CocoPairs,
         "coco-train": lambda p: CocoPairs(p, "train2017"),
         "web": WebPairs,
@@ -33,7 +33,18 @@ def load_pairs(where):
     }
     if kind not in sources or not place:
         raise ValueError(f"{where!r} names no image-caption pairs; write one of {', '.join(f'{k}:…' for k in sources)}")
-    return sources[kind](place)
+    try:
+        return sources[kind](place)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{place} is not UTF-8 ({error.reason} at byte {error.start}); convert it first, e.g. with iconv"
+        ) from error
+
+
+def _count(place, where):
+    if not place.isdecimal() or not int(place):
+        raise ValueError(f"{where!r}: how many scenes must be a whole number, e.g. scenes:3000")
+    return int(place)
 
 
 def _chunks(count, size):

@@ -1,5 +1,7 @@
 """PASCAL VOC 2012 segmentation, validation split: 1449 images, 20 classes (paper §4.1)."""
 
+from collections import Counter
+
 import numpy as np
 
 from .base import Dataset, Example, check_size, read_image, require
@@ -24,6 +26,9 @@ class VOC2012(Dataset):
         self.items = listing.read_text().split()
         if not self.items:
             raise ValueError(f"{self.name}: {listing} lists no image")
+        twice = [item for item, count in Counter(self.items).items() if count > 1]
+        if twice:
+            raise ValueError(f"{listing} lists {twice[0]} twice: it would count twice")
         for item in self.items:
             require(self.images / f"{item}.jpg", self.name, LAYOUT)
             require(self.labels / f"{item}.png", self.name, LAYOUT)

@@ -36,6 +36,7 @@ class Profile:
     batch_size: int
     workers: int
     device: str
+    precision: str  # fp32 or bf16, see `load_clip`
     seed: int
     masks: dict[str, str]  # name: timm or demo network, or "network=checkpoint"
     pairs: str  # image-caption pairs that a new projection is trained on, see `datasets.pairs`
@@ -46,7 +47,8 @@ class Profile:
 
     def load_clip(self, network, pretrained=UNCHANGED):
         """The network with the profile's weights, on the profile's device."""
-        return load_clip(network, self.pretrained if pretrained == UNCHANGED else pretrained, self.device)
+        pretrained = self.pretrained if pretrained == UNCHANGED else pretrained
+        return load_clip(network, pretrained, self.device, precision=self.precision)
 
     def load_masks(self):
         """{name: the self-supervised model whose attention is the mask}; random weights where CLIP's are."""

@@ -1,0 +1,74 @@
+"""The part of `eclip bench` about the device: how near the image encoder comes to the matrix peak, and what bounds a pass over a dataset."""
+
+import time
+
+import torch
+
+from .bench import _synchronized, fastest
+from .clip import load_clip
+from .data import encoder_flops
+from .datasets import load_dataset
+from .evaluation import batches, evaluate
+from .explainers import explainer
+
+
+def matrix_peak(device, dtype, rounds=5):
+    """FLOP/s of large square matrix products, the fastest of a few."""
+    n = 8192 if device.startswith("cuda") else 1024
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    call = _synchronized(lambda: a @ b, device)
+    call()
+    return 2 * n**3 / fastest([call], rounds)[0]
+
+
+@torch.no_grad()
+def encoder_share(device="cpu", network="ViT-B-16", precision="fp32", compiled=False, rounds=3):
+    """Tokens of a batch (Eq. 2) in FLOP/s against the matrix peak of the same precision."""
+    batch = 256 if device.startswith("cuda") else 8
+    clip = load_clip(network, None, device, precision=precision)
+    if compiled:
+        clip.model.visual = torch.compile(clip.model.visual)
+    images = torch.randn(batch, 3, *clip.size, device=device)
+    call = _synchronized(lambda: clip.encode_image(images), device)
+    call()
+    rate = batch / fastest([call], rounds)[0] * encoder_flops(network)
+    peak = matrix_peak(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    how = f"{precision}{', compiled' if compiled else ''}"
+    return {"what": f"image encoder against the matrix peak, {network}, {how}", "unit": "TFLOP/s", "ours": rate / 1e12,
+            "reference": peak / 1e12, "ratio": rate / peak, "target": "none"}  # fmt: skip
+
+
+@torch.no_grad()
+def dataset_pass(device="cpu", network="ViT-B-16", precision="fp32", workers=2):
+    """ITSM with scoring over a dataset against its slowest stage alone (decoding on the workers, encoding, scoring), which is named."""
+    count, batch = (2048, 64) if device.startswith("cuda") else (48, 16)
+    clip, dataset = load_clip(network, None, device, precision=precision), load_dataset("scenes", limit=None, length=count)
+    explain = explainer("clip", clip)
+    images = torch.randn(batch, 3, *clip.size, device=device)
+    features, text = clip.encode_image(images), clip.encode_text([f"a photo of the {name}" for name in dataset.classes])
+
+    def timed(function):
+        begin = time.perf_counter()
+        _synchronized(function, device)()
+        return count / (time.perf_counter() - begin)
+
+    stages = {
+        "decoding": timed(lambda: [None for _ in batches(dataset, clip, batch, workers, "decoding")]),
+        "encoding": timed(lambda: [clip.encode_image(images) for _ in range(count // batch)]),
+    }
+    known = explain.of_features(features, text)[:1]
+    still = lambda images, text: known.expand(len(images), -1, -1, -1)  # noqa: E731
+    stages["decoding and scoring"] = timed(lambda: evaluate(still, dataset, clip, workers, batch))
+    whole = timed(lambda: evaluate(explain, dataset, clip, workers, batch))
+    slowest = min(stages, key=stages.get)
+    return {"what": f"evaluate over {count} scenes, {network}, {precision}; bound by {slowest}", "unit": "images/s", "ours": whole,
+            "reference": stages[slowest], "ratio": whole / stages[slowest], "target": "none"}  # fmt: skip
+
+
+def measurements(device="cpu"):
+    """All of the above, as rows of `bench.bench`; bf16 and torch.compile where there is a GPU."""
+    rows = [encoder_share(device), encoder_share(device, "RN50"), dataset_pass(device)]
+    if device.startswith("cuda"):
+        rows += [encoder_share(device, precision="bf16"), encoder_share(device, "RN50", "bf16")]
+        rows += [encoder_share(device, precision="bf16", compiled=True), dataset_pass(device, precision="bf16", workers=8)]
+    return rows
