@@ -241,12 +241,14 @@ def train(
 def bench(device: str = "cpu", out: Annotated[Path | None, typer.Option(help="also write the table as CSV")] = None):
     """Measure speed and memory as ratios in one run."""
     from .bench import bench as measure
+    from .bench_device import agreement
 
     table = measure(device)
     print(table.to_string(index=False))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(out, index=False)
+        agreement().to_csv(out.with_name("agreement.csv"), index=False, float_format="%.5f")
 
 
 def main():

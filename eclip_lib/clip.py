@@ -6,6 +6,7 @@ CLIP, ECLIP and RCLIP differ only in the `Projection` that follows.
 
 import json
 import logging
+import os
 import re
 import warnings
 from contextlib import contextmanager
@@ -44,9 +45,11 @@ class Projection(nn.Module):
         self.reads, self.metadata = reads, dict(metadata or {})
 
     def save(self, path):
-        """Write the pair and its metadata as safetensors."""
+        """Write the pair and its metadata as safetensors, atomically."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, str(path), metadata={"projection": json.dumps({"reads": self.reads, **self.metadata})})
+        partial = f"{path}.{os.getpid()}.partial"
+        save_file(tensors, partial, metadata={"projection": json.dumps({"reads": self.reads, **self.metadata})})
+        os.replace(partial, path)
 
     @classmethod
     def load(cls, path, clip=None):

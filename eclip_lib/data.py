@@ -128,14 +128,14 @@ def fetch(name, root):
     return f"{name}: {len(load_dataset(name, root))} images under {root}"
 
 
-def encoder_flops(network):
-    """FLOPs of one image through a network's image encoder, counted on an empty copy."""
+def encoder_flops(network, text=False):
+    """FLOPs of one image through a network's image encoder, or of one text through its text encoder, counted on an empty copy."""
     model = empty_clip(network)
-    size = torch.zeros(
-        1, 3, *model.visual.image_size if isinstance(model.visual.image_size, tuple) else [model.visual.image_size] * 2
-    )
+    side = model.visual.image_size
+    image = torch.zeros(1, 3, *(side if isinstance(side, tuple) else (side, side)), device="meta")
+    tokens = torch.zeros(1, model.context_length, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.visual(size.to("meta"))
+        model.encode_text(tokens) if text else model.visual(image)
     return counter.get_total_flops()
 
 
@@ -148,9 +148,8 @@ def plan(run):
     rows = []
     for network in run.networks:
         flops = encoder_flops(network)
-        masks = 35e9 * len(run.masks) if network not in demo.NETWORKS else 0  # ViT-B/16 at 224 pixels, each mask once a pair
         seen, trained = own * sum(images.values()), of_pairs * pairs * run.training["views"]
-        total = (seen + trained) * flops + trained * masks
+        total = (seen + trained) * flops + trained * _other_flops(network, len(run.masks))
         columns, width = 3 + len(run.masks) + 1, 4 * 1024
         rows.append({"network": network, "image passes": seen, "pair passes": trained, "PFLOP": total / 1e15,
                      "GPU hours": total / ASSUMED_RATE / 3600, "cache GB": pairs * run.training["views"] * columns * width / 1e9})  # fmt: skip
@@ -160,6 +159,27 @@ def plan(run):
         f"GPU hours are PFLOP at an assumed {ASSUMED_RATE / 1e12:.0f} TFLOP/s, not measured; cache GB is an upper bound on the pooled features",
     ]
     return pd.DataFrame(rows), "\n".join(lines)
+
+
+def _other_flops(network, masks):
+    """FLOPs of a training pair beside the image encoder: its text, and the masks (a ViT-B/16 each, in the demo one as large as the CLIP)."""
+    mask = encoder_flops("scenes-ViT-16" if network in demo.NETWORKS else "ViT-B-16")
+    return encoder_flops(network, text=True) + masks * mask
+
+
+def crawl_plan(network="ViT-B-16", masks=2, rate=ASSUMED_RATE, tar=30e3, decode=0.005):
+    """The pooled-feature pass over GCC3M and CC12M, one view, on 1, 8 and 64 GPUs of `rate` FLOP/s -> DataFrame: hours, TB of tar files (`tar`
+    bytes a pair at 256 pixels), GB of cache, and for each GPU the MB/s that it reads and the cores that decode and augment for it
+    (`decode` seconds an image)."""
+    flops = encoder_flops(network) + _other_flops(network, masks)
+    weight = empty_clip(network).visual.proj
+    cached = 4 * ((3 + masks) * weight.shape[0] + weight.shape[1])  # the columns of C numbers, and a text; here Ct = D
+    rows = []
+    for name, pairs in (("GCC3M", 3_318_333), ("CC12M", 12_423_374)):
+        for gpus in (1, 8, 64):
+            rows.append({"pairs": name, "GPUs": gpus, "hours": pairs * flops / rate / gpus / 3600, "tar TB": pairs * tar / 1e12, "cache GB": pairs * cached / 1e9,
+                         "MB/s a GPU": rate / flops * tar / 1e6, "cores a GPU": rate / flops * decode})  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def _length(run, name):

@@ -1,0 +1,121 @@
+"""Killed, crowded and read-only: what is computed stays, what is rerun is equal. Same seed, same machine, same numbers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+from test_bad_input import run
+
+import eclip_lib as eclip
+from eclip_lib import bench_device
+from eclip_lib import cache as caching
+from eclip_lib.datasets.pairs import ScenePairs
+
+TRAIN = ["scenes:64", "--epochs", "60", "--batch-size", "16", "--pooling", "max", "--workers", "0"]
+
+
+def start(code):
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def kill_when(job, ready):
+    """SIGKILL a process once `ready()` holds; the process must still be at work then."""
+    end = time.time() + 90
+    while not ready():
+        assert job.poll() is None and time.time() < end
+        time.sleep(0.01)
+    os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+
+
+def test_a_killed_training_runs_again_to_the_same_pair(tmp_path, monkeypatch):
+    def command(folder):
+        return ["train", *TRAIN[:1], str(folder / "pair.safetensors"), *TRAIN[1:], "--cache", str(folder / "cache")]
+
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    cut.mkdir(), whole.mkdir()
+    slow = "import time\nfrom eclip_lib import training\nold = training.batches\ndef batches(*a):\n    time.sleep(.05)\n    yield from old(*a)\ntraining.batches = batches\n"
+    job = start(f"{slow}import sys\nsys.argv = ['eclip', *{command(cut)!r}]\nfrom eclip_lib.cli import main\nmain()")
+    kill_when(job, lambda: list(cut.glob("cache/*/manifest.json")))
+    assert not (cut / "pair.safetensors").exists()
+    for folder in (cut, whole):
+        assert run(monkeypatch, *command(folder)) is None
+    ours, theirs = (eclip.Projection.load(folder / "pair.safetensors").state_dict() for folder in (cut, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    columns = ["epoch", "loss", "lr"]
+    pd.testing.assert_frame_equal(*(pd.read_csv(folder / "pair.csv")[columns] for folder in (cut, whole)))
+
+
+def notebook(path, source):
+    cells = [
+        nbformat.v4.new_code_cell("profile = 'demo'\nout = None", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(source),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+
+
+def test_a_killed_reproduction_goes_on_at_the_notebook_it_was_in(tmp_path):
+    save = "import pathlib, time\npath = pathlib.Path(out, '{0}.csv')\npath.with_suffix('.begun').touch()\ntime.sleep({1})\npath.write_text('{0}')"
+    for number, wait in ((0, 0), (1, 4), (2, 0)):
+        notebook(tmp_path / f"0{number}_part.ipynb", save.format(number, wait))
+    code = f"import pathlib\nfrom eclip_lib import reproduce\nreproduce.NOTEBOOKS = pathlib.Path({str(tmp_path)!r})\n"
+    code += f"print(reproduce.reproduce(out={str(tmp_path / 'run')!r}))"
+    kill_when(start(code), (tmp_path / "run" / "1.begun").exists)
+    assert (tmp_path / "run" / "0.csv").exists() and not (tmp_path / "run" / "1.csv").exists()
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "{'00_part': 'skipped', '01_part': 'done', '02_part': 'done'}" in again
+    assert [(tmp_path / "run" / f"{n}.csv").read_text() for n in range(3)] == ["0", "1", "2"]
+
+
+def test_two_processes_on_one_cache_do_not_disturb_each_other(tmp_path):
+    code = (
+        "import torch\ntorch.set_num_threads(1)\nimport eclip_lib as eclip\nfrom eclip_lib import cache\nfrom eclip_lib.datasets.pairs import ScenePairs\n"
+        "made = cache.cache_features(eclip.load_clip('scenes-ViT-32', None), ScenePairs(count=64, size=4), {!r}, batch_size=4)\nassert len(made) == 64"
+    )
+    jobs = [start(code.format(str(tmp_path / "both"))) for _ in range(2)] + [start(code.format(str(tmp_path / "alone")))]
+    assert [job.wait(120) for job in jobs] == [0, 0, 0]
+    both, alone = ({p.name: p.read_bytes() for p in (tmp_path / name).glob("*/*")} for name in ("both", "alone"))
+    assert both == alone
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    eclip.load_dataset("scenes", limit=1)[0].image.save(tmp_path / "scene.png")
+    for command in (
+        ["explain", tmp_path / "scene.png", "a circle", "--out", "/proc/eclip/out.png"],
+        ["reproduce", "--out", "/proc/eclip"],
+        ["train", *TRAIN[:1], tmp_path / "pair.safetensors", *TRAIN[1:], "--cache", "/proc/eclip"],
+        ["evaluate", "clip", "--networks", "scenes-ViT-32", "--datasets", "scenes", "--limit", "2", "--out", "/proc/eclip"],
+    ):
+        said = run(monkeypatch, *command)
+        assert said and said.startswith("eclip: ") and "\n" not in said and "/proc/eclip" in said, said
+
+
+def test_the_same_seed_gives_the_same_numbers(tmp_path):
+    def numbers(folder):
+        clip = eclip.load_clip("scenes-ViT-32")
+        rows = eclip.evaluate(eclip.explainer("clip", clip), eclip.load_dataset("scenes", limit=20), clip, workers=2)
+        cache = caching.cache_features(clip, ScenePairs(count=32), folder, augment="deit", workers=2)
+        from eclip_lib import training
+
+        pair, history = training.train_pair(clip, cache, "max", epochs=3, batch_size=8, seed=1)
+        return rows, history["loss"], pair.state_dict()
+
+    (rows, loss, pair), (rows2, loss2, pair2) = (numbers(tmp_path / name) for name in "ab")
+    assert rows.equals(rows2) and loss.equals(loss2) and all(torch.equal(pair[k], pair2[k]) for k in pair)
+
+
+def test_what_differs_across_settings_is_small():
+    table = bench_device.agreement(images=40).set_index("setting")
+    assert (table.loc["1 thread", ["mIoU", "mSC"]] < 0.1).all()
+    assert (table.loc["bf16", ["mIoU", "mSC"]] < 2).all()
+    if torch.cuda.is_available():
+        assert (table.loc["cuda", ["mIoU", "mSC"]] < 0.1).all()
