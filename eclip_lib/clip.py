@@ -4,9 +4,7 @@ Together with `encoders.py` the only place that knows open_clip's insides. Every
 CLIP, ECLIP and RCLIP differ only in the `Projection` that follows.
 """
 
-import json
 import logging
-import os
 import re
 import warnings
 from contextlib import contextmanager
@@ -17,64 +15,14 @@ import open_clip
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import nn
 from torchvision import transforms
 
 from . import demo
 from .encoders import ImageFeatures, image_features, image_projection, resize_input
+from .projection import Projection
 from .weights import hub, obtain, read_checkpoint, registered
 
 PROMPT = "a photo of the {}"
-
-
-class Projection(nn.Module):
-    """A pair of linear projections (φ_i, φ_t): `.image` maps [..., C] to [..., D], `.text` maps [..., Ct] to [..., D].
-
-    `reads` says which image features the pair was made for, "tokens" or "feature_map"; `metadata` is a flat dict of
-    strings that travels with the saved file (network, weights, how it was trained).
-    """
-
-    def __init__(self, image_width, text_width, width, image_bias=False, reads="tokens", metadata=None):
-        super().__init__()
-        if reads not in ("tokens", "feature_map"):
-            raise ValueError(f"a projection reads 'tokens' or 'feature_map', not {reads!r}")
-        self.image = nn.Linear(image_width, width, bias=image_bias)
-        self.text = nn.Linear(text_width, width, bias=False)
-        self.reads, self.metadata = reads, dict(metadata or {})
-
-    def save(self, path):
-        """Write the pair and its metadata as safetensors, atomically."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        partial = f"{path}.{os.getpid()}.partial"
-        save_file(tensors, partial, metadata={"projection": json.dumps({"reads": self.reads, **self.metadata})})
-        os.replace(partial, path)
-
-    @classmethod
-    def load(cls, path, clip=None):
-        """Read a pair that `save` wrote; with `clip`, only one made for that network and its weights.
-
-        Raises FileNotFoundError, or ValueError where the file is no projection pair or belongs to another network."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no projection pair at {path}")
-        try:
-            with safe_open(str(path), "pt") as file:
-                metadata = json.loads((file.metadata() or {})["projection"])
-            tensors = load_file(str(path))
-            pair = cls(
-                tensors["image.weight"].shape[1], *tensors["text.weight"].shape[::-1], image_bias="image.bias" in tensors,
-                reads=metadata.pop("reads"), metadata=metadata,
-            )  # fmt: skip
-            pair.load_state_dict(tensors)
-        except Exception as error:
-            raise ValueError(f"{path} is not a projection pair written by Projection.save: {error}") from error
-        made_for = (pair.metadata.get("network"), pair.metadata.get("weights"))
-        if clip is not None and made_for != (clip.network, clip.pretrained):
-            raise ValueError(
-                f"{path} was made for {made_for[0]} with weights {made_for[1]}, not for {clip.network} with {clip.pretrained}"
-            )
-        return pair.requires_grad_(False)
 
 
 def stacked(images, device):

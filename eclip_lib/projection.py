@@ -1,0 +1,102 @@
+"""A pair of linear projections (φ_i, φ_t), CLIP's own or a learned one: all that CLIP and ECLIP differ in (paper §3.1, §3.3)."""
+
+import json
+import os
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+HUB_FILE = "projection.safetensors"
+
+
+class Projection(nn.Module, ModelHubMixin):
+    """A pair of linear projections (φ_i, φ_t): `.image` maps [..., C] to [..., D], `.text` maps [..., Ct] to [..., D].
+
+    `reads` says which image features the pair was made for, "tokens" or "feature_map"; `metadata` is a flat dict of
+    strings that travels with the saved file (network, weights, how it was trained). `push_to_hub(repo)`, `save_pretrained(folder)` and
+    `from_pretrained(repo or folder)` share it on the Hugging Face hub, with a card made from the metadata.
+    """
+
+    def __init__(self, image_width, text_width, width, image_bias=False, reads="tokens", metadata=None):
+        super().__init__()
+        if reads not in ("tokens", "feature_map"):
+            raise ValueError(f"a projection reads 'tokens' or 'feature_map', not {reads!r}")
+        self.image = nn.Linear(image_width, width, bias=image_bias)
+        self.text = nn.Linear(text_width, width, bias=False)
+        self.reads, self.metadata = reads, dict(metadata or {})
+
+    def save(self, path):
+        """Write the pair and its metadata as safetensors, atomically."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        partial = f"{path}.{os.getpid()}.partial"
+        save_file(tensors, partial, metadata={"projection": json.dumps({"reads": self.reads, **self.metadata})})
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path, clip=None):
+        """Read a pair that `save` wrote; with `clip`, only one made for that network and its weights.
+
+        Raises FileNotFoundError, or ValueError where the file is no projection pair or belongs to another network."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no projection pair at {path}")
+        try:
+            with safe_open(str(path), "pt") as file:
+                metadata = json.loads((file.metadata() or {})["projection"])
+            tensors = load_file(str(path))
+            pair = cls(
+                tensors["image.weight"].shape[1], *tensors["text.weight"].shape[::-1], image_bias="image.bias" in tensors,
+                reads=metadata.pop("reads"), metadata=metadata,
+            )  # fmt: skip
+            pair.load_state_dict(tensors)
+        except Exception as error:
+            raise ValueError(f"{path} is not a projection pair written by Projection.save: {error}") from error
+        made_for = (pair.metadata.get("network"), pair.metadata.get("weights"))
+        if clip is not None and made_for != (clip.network, clip.pretrained):
+            raise ValueError(
+                f"{path} was made for {made_for[0]} with weights {made_for[1]}, not for {clip.network} with {clip.pretrained}"
+            )
+        return pair.requires_grad_(False)
+
+    def _save_pretrained(self, save_directory):
+        self.save(Path(save_directory, HUB_FILE))
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id, revision=None, cache_dir=None, force_download=False, token=None, local_files_only=False, **_
+    ):
+        if Path(model_id).is_dir():
+            return cls.load(Path(model_id, HUB_FILE))
+        options = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download, "token": token}
+        return cls.load(hf_hub_download(model_id, HUB_FILE, local_files_only=local_files_only, **options))
+
+    def generate_model_card(self, *args, **kwargs):
+        about = ModelCardData(tags=["clip", "eclip", "explainability"], license="mit", library_name="eclip_lib")
+        lines = "\n".join(f"| {name} | `{value}` |" for name, value in {"reads": self.reads, **self.metadata}.items())
+        return ModelCard(CARD.format(yaml=about.to_yaml(), network=self.metadata.get("network"), lines=lines))
+
+
+CARD = """---
+{yaml}
+---
+# ECLIP's pair of projections for {network}
+
+A pair of linear projections (image, text) that takes the place of CLIP's own, so that the map of an image's tokens against a text lights up
+on what the text names, not on its opposite (*Exploring Visual Explanations for Contrastive Language-Image Pre-training*). CLIP itself is
+unchanged, and so is its recognition, which keeps its own pair.
+
+| | |
+| --- | --- |
+{lines}
+
+```python
+import eclip_lib as eclip
+
+clip = eclip.load_clip("{network}")
+explain = eclip.explainer("eclip", clip, projection=eclip.Projection.from_pretrained(REPO))
+```
+
+The pair fits this network with these weights alone; it was trained on captions and inherits what they leave out.
+"""

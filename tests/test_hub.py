@@ -1,0 +1,105 @@
+"""Sharing a pair: local folders, and a local stand-in of the hub's HTTP calls."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+import eclip_lib as eclip
+from eclip_lib.profiles import REPOSITORY
+
+PAIR = REPOSITORY / "results" / "demo" / "pairs" / "scenes-ViT-32-ECLIP.safetensors"
+
+
+def test_a_folder_holds_the_pair_and_a_card(tmp_path):
+    pair = eclip.Projection.load(PAIR)
+    pair.save_pretrained(tmp_path / "pair")
+    again = eclip.Projection.from_pretrained(str(tmp_path / "pair"))
+    assert all(torch.equal(a, b) for a, b in zip(pair.state_dict().values(), again.state_dict().values(), strict=True))
+    assert again.metadata == pair.metadata and again.reads == pair.reads
+    card = (tmp_path / "pair" / "README.md").read_text()
+    assert card.startswith("---\n") and "license: mit" in card and "for scenes-ViT-32" in card
+    assert all(f"| {name} | `{value}` |" in card for name, value in pair.metadata.items())
+    with pytest.raises(FileNotFoundError, match="no projection pair"):
+        eclip.Projection.from_pretrained(str(tmp_path))
+
+
+@pytest.fixture()
+def hub():
+    """Just enough of the hub: make a repository, take a commit of small files, hand them out again."""
+    files, calls = {}, []
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self, about=None, headers=(), body=None, code=200):
+            body = json.dumps(about).encode() if body is None else body
+            self.send_response(code)
+            for name, value in {"Content-Length": len(body), **dict(headers)}.items():
+                self.send_header(name, str(value))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def do_POST(self):
+            content = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            calls.append(self.path)
+            if "preupload" in self.path:
+                wanted = json.loads(content)["files"]
+                return self.answer(
+                    {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in wanted]}
+                )
+            if "commit" in self.path:
+                for line in map(json.loads, content.splitlines()):
+                    if line["key"] == "file":
+                        files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                url = f"{address}/me/pair"
+                return self.answer({"commitUrl": f"{url}/commit/{'0' * 40}", "commitOid": "0" * 40, "pullRequestUrl": None})
+            return self.answer({"url": f"{address}/me/pair", "id": "me/pair", "name": "me/pair"})
+
+        def do_GET(self):
+            name = self.path.split("?")[0].rpartition("/resolve/")[2].partition("/")[2]
+            if name in files:
+                return self.answer(body=files[name], headers={"ETag": f'"{name}"', "X-Repo-Commit": "0" * 40})
+            self.answer(
+                {"error": "not found", "id": "me/pair", "sha": "0" * 40, "siblings": []},
+                code=404 if "/resolve/" in self.path else 200,
+            )
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    address = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield address, files, calls
+    server.shutdown()
+
+
+def test_a_pair_goes_to_the_hub_and_comes_back(hub, tmp_path):
+    address, files, calls = hub
+    code = f"""
+import torch, eclip_lib as eclip
+pair = eclip.Projection.load({str(PAIR)!r})
+pair.push_to_hub("me/pair", token="hf_x")
+again = eclip.Projection.from_pretrained("me/pair", token=False)
+assert all(torch.equal(a, b) for a, b in zip(pair.state_dict().values(), again.state_dict().values()))
+assert again.metadata == pair.metadata
+"""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert files["projection.safetensors"] == PAIR.read_bytes() and b"# ECLIP's pair" in files["README.md"]
+    assert any("commit" in call for call in calls)
