@@ -32,8 +32,8 @@ results: setup  ## copy the last run's tables and figures to results/
 notebooks: setup  ## execute the committed notebooks in place (demo)
 	@$(BIN)/python -c "from eclip_lib.reproduce import execute_in_place; execute_in_place()"
 
-lint: setup  ## ruff, notebooks included
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: setup  ## ruff, notebooks included, and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: setup  ## speed and memory of this machine, as ratios
 	@$(BIN)/eclip bench --out results/benchmarks/foundation.csv

@@ -80,7 +80,7 @@ def pixel_saliency(images, grid):
 
 
 @torch.no_grad()
-def clip_attention(clip, images):
+def clip_attention(clip, images: torch.Tensor) -> torch.Tensor:
     """CLIP's own last-layer attention (Fig. 2b): preprocessed images [B, 3, S, S] -> A [B, N]. ViTs only."""
     if not clip.is_vit:
         raise ValueError(f"{clip.network} is no ViT: it has no class-token attention layer")
@@ -101,7 +101,7 @@ def moco_v3_state(state):
     raise ValueError("no base_encoder or momentum_encoder in this checkpoint: not MoCo v3's format")
 
 
-def load_attention(network, checkpoint="default", device="cpu"):
+def load_attention(network: str, checkpoint: str | Path | None = "default", device: str = "cpu") -> SelfAttention:
     """A self-supervised ViT for its attention.
 
     network: a timm model name, "vit_base_patch16_224.dino" among them, or one of the demo's (`demo.ATTENTIONS`). checkpoint: "default"
@@ -111,7 +111,7 @@ def load_attention(network, checkpoint="default", device="cpu"):
     own = network in demo.ATTENTIONS
     if checkpoint == "default":
         checkpoint = demo.checkpoint(network) if own else registered(network, "dino") or checkpoint
-    if checkpoint in registry()["weights"] and not Path(checkpoint).is_file():
+    if isinstance(checkpoint, str) and checkpoint in registry()["weights"] and not Path(checkpoint).is_file():
         checkpoint = obtain(checkpoint)
     try:
         with hub() if checkpoint == "default" else nullcontext(), torch.random.fork_rng(devices=[]):
@@ -124,7 +124,7 @@ def load_attention(network, checkpoint="default", device="cpu"):
             f"{network} could not be made with {'its weights' if checkpoint == 'default' else 'random weights'}: they are neither in "
             f"the cache nor could they be downloaded, or timm has no such model; give a local checkpoint ({str(error).splitlines()[0]})"
         ) from error
-    if checkpoint not in ("default", None):
+    if checkpoint is not None and checkpoint != "default":
         state = read_checkpoint(Path(checkpoint))[0]
         if any("_encoder." in key for key in state):
             state = moco_v3_state(state)

@@ -7,6 +7,7 @@ CLIP, ECLIP and RCLIP differ only in the `Projection` that follows.
 import logging
 import re
 import warnings
+from collections.abc import Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -64,7 +65,7 @@ class Clip:
         self.projection = _own_projection(model, network).requires_grad_(False).to(device)
         self.projection.metadata = {"network": network, "weights": pretrained}
 
-    def encode_image(self, images):
+    def encode_image(self, images: torch.Tensor) -> ImageFeatures:
         """[B, 3, H, W] -> `ImageFeatures` in float32. Differentiable in `images`; the weights stay locked."""
         if images.ndim != 4 or images.shape[1:] != (3, *self.size):
             raise ValueError(
@@ -75,11 +76,10 @@ class Clip:
             return image_features(self.model.visual, images)
         with torch.autocast(self.device.type, torch.bfloat16):
             features = image_features(self.model.visual, images)
-        maps = (features.class_token, features.tokens, features.feature_map)
-        class_token, tokens, feature_map = (None if x is None else x.float() for x in maps)
-        return ImageFeatures(class_token, tokens, features.grid, feature_map)
+        feature_map = None if features.feature_map is None else features.feature_map.float()
+        return ImageFeatures(features.class_token.float(), features.tokens.float(), features.grid, feature_map)
 
-    def encode_text(self, texts):
+    def encode_text(self, texts: str | Sequence[str]) -> torch.Tensor:
         """A list of T prompts -> F_t [T, Ct]: the end-of-text token after the final layer norm, before the projection.
 
         A demo network warns about words its captions never contained."""
@@ -140,7 +140,10 @@ def _quiet():
         logging.disable(disabled)
 
 
-def load_clip(network, pretrained="default", device="cpu", size=None, precision="fp32"):
+def load_clip(
+    network: str, pretrained: str | Path | None = "default", device: str = "cpu", size: tuple[int, int] | None = None,
+    precision: str = "fp32",
+) -> Clip:  # fmt: skip
     """Load a locked CLIP.
 
     network: an open_clip model name ("ViT-B-16", "RN50", …) or a demo network (`demo.NETWORKS`). pretrained: "default"
@@ -171,7 +174,7 @@ def load_clip(network, pretrained="default", device="cpu", size=None, precision=
         elif _is_path(pretrained):
             model, label = _from_file(network, Path(pretrained)), Path(pretrained).stem
         else:
-            model, label = _from_tag(network, pretrained), pretrained
+            model, label = _from_tag(network, pretrained), str(pretrained)
         if size is not None:
             resize_input(model.visual, size)
         tokenizer = open_clip.get_tokenizer(network)

@@ -1,6 +1,7 @@
 """An explainer over a dataset -> one row per (image, class); rows -> a summary with intervals (paper §4.1, Tables 1 to 3)."""
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from .clip import PROMPT, stacked
+from .clip import PROMPT, Clip, stacked
+from .datasets.base import Dataset
 from .itsm import itsm, score
 from .metrics import average_precision, best_iou, score_contrast
 
@@ -61,7 +63,10 @@ def prompts(dataset, clip):
     return clip.encode_text([PROMPT.format(name) for name in dataset.classes])
 
 
-def evaluate(explainer, dataset, clip, workers=0, batch_size=32, normalize="after", description=None, observe=None):
+def evaluate(
+    explainer: Callable | dict[str, Callable], dataset: Dataset, clip: Clip, workers: int = 0, batch_size: int = 32, normalize: str = "after",
+    description: str | None = None, observe: Callable | None = None,
+):  # fmt: skip
     """Score an explainer on every (image, class present) pair of a dataset.
 
     explainer: see `explainers`; or {name: explainer}, scored in one pass over the images, those that need nothing but CLIP's
@@ -72,13 +77,13 @@ def evaluate(explainer, dataset, clip, workers=0, batch_size=32, normalize="afte
     that count, which is also the IoU of the all-foreground map)."""
     text, number = prompts(dataset, clip), {name: k for k, name in enumerate(dataset.classes)}
     methods = explainer if isinstance(explainer, dict) else {"": explainer}
-    rows = {name: [] for name in methods}
+    rows: dict[str, list] = {name: [] for name in methods}
     for batch in batches(dataset, clip, batch_size, workers, description or "evaluating"):
         images = stacked([prepared for _, prepared, *_ in batch], clip.device)
-        index = [(i, number[name]) for i, (_, _, names, *_) in enumerate(batch) for name in names]
-        if not index:
+        pairs = [(i, number[name]) for i, (_, _, names, *_) in enumerate(batch) for name in names]
+        if not pairs:
             continue
-        index, features = torch.tensor(index, device=clip.device), None
+        index, features = torch.tensor(pairs, device=clip.device), None
         for method, explain in methods.items():
             with torch.set_grad_enabled(hasattr(explain, "pairs")):
                 if hasattr(explain, "pairs"):
@@ -125,7 +130,7 @@ def _means(rows, value):
     return 100 * rows.groupby("class_name")[value].mean().mean(), 100 * rows[value].mean()
 
 
-def summarize(rows, resamples=1000, seed=0):
+def summarize(rows: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> pd.Series:
     """Rows of `evaluate` -> a Series of §4.1's measures, in %.
 
     mIoU, mSC: mean per class, then over classes. `_pairs`: mean over all (image, class) pairs. `floor`: mIoU of the

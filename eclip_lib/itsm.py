@@ -3,19 +3,21 @@
 import torch
 import torch.nn.functional as F
 
+from .encoders import ImageFeatures
+from .projection import Projection
 
-def score(class_token, text, projection):
+
+def score(class_token: torch.Tensor, text: torch.Tensor, projection: Projection) -> torch.Tensor:
     """Eq. 3: cosine of projected class tokens F_c [B, C] and projected texts F_t [T, Ct] -> [B, T]."""
     return F.normalize(projection.image(class_token), dim=-1) @ F.normalize(projection.text(text), dim=-1).T
 
 
-def similarity(features, text, projection):
+def similarity(features: ImageFeatures, text: torch.Tensor, projection: Projection) -> torch.Tensor:
     """Eq. 4: cosine of projected image tokens and projected texts.
 
     features: `ImageFeatures` of B images. text: F_t [T, Ct]. projection: a `Projection`, CLIP's own or a learned one.
     Returns M̂ [B, T, h, w] in [-1, 1]. Raises ValueError where the pair was made for features of another width."""
-    from_map = projection.reads == "feature_map" and features.feature_map is not None
-    tokens = features.feature_map if from_map else features.tokens
+    tokens = features.tokens if projection.reads == "tokens" or features.feature_map is None else features.feature_map
     widths = (projection.image.in_features, projection.text.in_features)
     if widths != (tokens.shape[-1], text.shape[-1]):
         raise ValueError(
@@ -36,7 +38,7 @@ def _resize(maps, size):
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
 
 
-def itsm(similarity, size, normalize="after"):
+def itsm(similarity: torch.Tensor, size: tuple[int, int], normalize: str = "after") -> torch.Tensor:
     """Eq. 5: resize to the image (bilinear), then min-max each map to [0, 1].
 
     similarity: [B, T, h, w]. size: (H, W). normalize: "after" the resize as in Eq. 5, or "before" it as in the authors' later
@@ -47,6 +49,6 @@ def itsm(similarity, size, normalize="after"):
     return _minmax(_resize(similarity, size)) if normalize == "after" else _resize(_minmax(similarity), size)
 
 
-def reverse(itsm):
+def reverse(itsm: torch.Tensor) -> torch.Tensor:
     """Eq. 10, RCLIP: |1 - M|. Same shape; mSC changes its sign and nothing else."""
     return (1 - itsm).abs()

@@ -28,7 +28,7 @@ def _levels(maps):
     return middle.mul_(STEPS).to(torch.int32)
 
 
-def best_iou(maps, masks, void=None):
+def best_iou(maps: torch.Tensor, masks: torch.Tensor, void: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """mIoU's threshold search (§4.1): the best IoU of {M >= t} with the mask over t = 0, 0.01, … 1.00.
 
     maps: float32 [..., H, W] in [0, 1]. masks, void: bool [..., H, W]; void pixels count neither way.
@@ -53,7 +53,7 @@ def best_iou(maps, masks, void=None):
     return best.reshape(shape), first.reshape(shape)
 
 
-def score_contrast(maps, masks, void=None):
+def score_contrast(maps: torch.Tensor, masks: torch.Tensor, void: torch.Tensor | None = None) -> torch.Tensor:
     """mSC's summand (§4.1): mean of M on the foreground minus its mean on the background.
 
     maps: [..., H, W] in [0, 1]. masks, void: bool [..., H, W]. Returns [...] float64 in [-1, 1]; nan where there is no

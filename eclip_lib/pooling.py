@@ -6,10 +6,16 @@ max          the largest value of every channel
 masked_max   the same of F_i ⊙ A, the tokens weighted by a self-supervised model's attention (Eq. 7)
 """
 
+from collections.abc import Sequence
+
+import torch
+
+from .encoders import ImageFeatures
+
 METHODS = ("attention", "average", "max", "masked_max")
 
 
-def pool(features, method, attention=None):
+def pool(features: ImageFeatures, method: str | Sequence[str], attention: torch.Tensor | None = None):
     """Pool `ImageFeatures` of B images -> [B, C].
 
     method: one of `METHODS`, or a list of them, which gives {method: [B, C]} of the one forward pass. attention: A [B, N],

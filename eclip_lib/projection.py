@@ -28,7 +28,7 @@ class Projection(nn.Module, ModelHubMixin):
         self.text = nn.Linear(text_width, width, bias=False)
         self.reads, self.metadata = reads, dict(metadata or {})
 
-    def save(self, path):
+    def save(self, path: str | Path) -> None:
         """Write the pair and its metadata as safetensors, atomically."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         partial = f"{path}.{os.getpid()}.partial"
@@ -36,7 +36,7 @@ class Projection(nn.Module, ModelHubMixin):
         os.replace(partial, path)
 
     @classmethod
-    def load(cls, path, clip=None):
+    def load(cls, path: str | Path, clip=None) -> "Projection":
         """Read a pair that `save` wrote; with `clip`, only one made for that network and its weights.
 
         Raises FileNotFoundError, or ValueError where the file is no projection pair or belongs to another network."""
@@ -46,10 +46,8 @@ class Projection(nn.Module, ModelHubMixin):
             with safe_open(str(path), "pt") as file:
                 metadata = json.loads((file.metadata() or {})["projection"])
             tensors = load_file(str(path))
-            pair = cls(
-                tensors["image.weight"].shape[1], *tensors["text.weight"].shape[::-1], image_bias="image.bias" in tensors,
-                reads=metadata.pop("reads"), metadata=metadata,
-            )  # fmt: skip
+            (width, text_width), image_width = tensors["text.weight"].shape, tensors["image.weight"].shape[1]
+            pair = cls(image_width, text_width, width, "image.bias" in tensors, metadata.pop("reads"), metadata)
             pair.load_state_dict(tensors)
         except Exception as error:
             raise ValueError(f"{path} is not a projection pair written by Projection.save: {error}") from error

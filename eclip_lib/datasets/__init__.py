@@ -1,6 +1,8 @@
 """Datasets with pixel masks, one registry. A new one is a `Dataset` subclass in a file of its own and a line here."""
 
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from .base import Dataset, Example
 from .coco import COCO2017
@@ -8,11 +10,11 @@ from .imagenet_s import ImageNetS50
 from .scenes import Scenes
 from .voc import VOC2012
 
-REGISTRY = {"voc2012": VOC2012, "coco2017": COCO2017, "imagenet-s50": ImageNetS50, "scenes": Scenes,
+REGISTRY: dict[str, Callable] = {"voc2012": VOC2012, "coco2017": COCO2017, "imagenet-s50": ImageNetS50, "scenes": Scenes,
             "scenes-cluttered": partial(Scenes, level="cluttered")}  # fmt: skip
 
 
-def load_dataset(name, root=None, limit=None, **options):
+def load_dataset(name: str, root: str | Path | None = None, limit: int | None = None, **options) -> Dataset:
     """Open a dataset: a sequence of `Example`s with `.classes`.
 
     name: "voc2012", "coco2017", "imagenet-s50", "scenes" or "scenes-cluttered". root: the folder that holds it (scenes need

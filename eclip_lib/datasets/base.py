@@ -27,19 +27,19 @@ class Dataset(Sequence):
     classes: list[str]
     items: Sequence
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index):
         return self.example(self.items[index])
 
-    def first(self, limit):
+    def first(self, limit: int | None) -> "Dataset":
         """The same dataset cut to its first `limit` items (None keeps all)."""
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
         return self.part(0, limit)
 
-    def part(self, start, stop):
+    def part(self, start: int, stop: int | None) -> "Dataset":
         """The same dataset cut to its items from `start` up to `stop`."""
         part = copy.copy(self)
         part.items = self.items[start:stop]

@@ -4,6 +4,7 @@ The callable takes (images [B, 3, S, S], text [T, Ct]) and returns [B, T, h, w],
 may also offer `.pairs(images, text, index [P, 2]) -> [P, h, w]` for selected (image, text) pairs; `evaluate` then asks for
 those alone. A new method is one small file and one line here."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from .bi_model import bi_model
@@ -13,7 +14,7 @@ from .legrad import legrad
 from .parallel_path import clip_surgery, gem
 from .similarity_maps import clip, eclip, rclip
 
-REGISTRY = {"clip": clip, "rclip": rclip, "eclip": eclip, "grad_cam": grad_cam, "bi_model": bi_model,
+REGISTRY: dict[str, Callable] = {"clip": clip, "rclip": rclip, "eclip": eclip, "grad_cam": grad_cam, "bi_model": bi_model,
             "clip_surgery": clip_surgery, "mask_clip": mask_clip, "sclip": sclip, "gem": gem, "legrad": legrad, "rollout": rollout}  # fmt: skip
 
 
@@ -41,7 +42,7 @@ NEEDS = {
 }
 
 
-def explainer(method, clip, **options):
+def explainer(method: str, clip, **options) -> Callable:
     """The explainer `method` (a key of `REGISTRY`) of a loaded `Clip`; options: eclip takes projection=, bi_model layers=. Raises
     ValueError for an unknown method, or one that does not fit the network."""
     if method not in REGISTRY:

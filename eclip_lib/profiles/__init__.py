@@ -145,7 +145,7 @@ def _listed(value):
     return [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else list(value)
 
 
-def load_profile(profile="demo", **parameters):
+def load_profile(profile: str | Path = "demo", **parameters) -> Profile:
     """Open a profile by name or path; `parameters` replace its settings where they are neither None nor "profile".
 
     `networks` and `datasets` may be comma-separated strings (papermill passes scalars). `pretrained`: "profile" keeps the
