@@ -12,6 +12,7 @@ import nbformat
 import papermill
 from tqdm.auto import tqdm
 
+from . import readme
 from .profiles import REPOSITORY, load_profile
 
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -100,7 +101,8 @@ def stripped(book):
 
 
 def promote(profile="demo"):
-    """`make results`: copy a run's tables, figures, trained pairs and report to the committed `results/<profile>/`. Returns what was copied."""
+    """`make results`: copy a run's tables, figures, trained pairs and report to the committed `results/<profile>/`, and the demo's numbers into
+    README.md. Returns what was copied."""
     settings, copied = load_profile(profile, device="cpu"), []
     for kind, suffix in (("tables", "csv"), ("figures", "png"), ("pairs", "safetensors")):
         for source in sorted((settings.out / kind).glob(f"*.{suffix}")):
@@ -112,4 +114,6 @@ def promote(profile="demo"):
         copied.append(shutil.copyfile(source, REPOSITORY / "results" / settings.name / source.name))
     if not copied:
         raise FileNotFoundError(f"nothing to promote in {settings.out}; run `eclip reproduce --profile {profile}` first")
+    if settings.name == "demo":
+        readme.update()
     return copied
