@@ -15,6 +15,13 @@ METHODS = "clip, rclip, eclip, grad_cam, bi_model, clip_surgery, mask_clip, scli
 Text = Annotated[str | None, typer.Option(help="comma-separated; replaces the profile's")]
 
 
+def _size(text):
+    sides = (text or "").lower().split("x")
+    if text and not (len(sides) <= 2 and all(side.isdecimal() for side in sides)):
+        raise ValueError(f"--size is a side, or height x width, like 336 or 336x448, not {text!r}")
+    return (int(sides[0]), int(sides[-1])) if text else None
+
+
 @app.command()
 def explain(
     photo: Annotated[str, typer.Argument(help="a picture, a folder or a glob")],
@@ -23,6 +30,9 @@ def explain(
     method: Annotated[str, typer.Option(help=METHODS)] = "rclip",
     pretrained: Annotated[str, typer.Option(help="an open_clip tag or a checkpoint")] = "default",
     projection: Annotated[str | None, typer.Option(help="a trained pair, for eclip")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="the network's input, e.g. 336 or 336x448, in place of its own square")
+    ] = None,
     out: Annotated[str, typer.Option(help="the overlay to write, or a folder for several")] = "heat.png",
     json: Annotated[str | None, typer.Option(help="also write CLIP's scores as JSON")] = None,
     npz: Annotated[str | None, typer.Option(help="also write the maps as npz")] = None,
@@ -33,7 +43,7 @@ def explain(
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        results = explaining.explain(photo, texts, network, method, pretrained, projection, device)
+        results = explaining.explain(photo, texts, network, method, pretrained, projection, device, size=_size(size))
         paths = explaining.write(results, texts, out, json, npz)
     for message in dict.fromkeys([explaining.limits(network), *(str(w.message) for w in caught if w.category is UserWarning)]):
         if message:
@@ -155,6 +165,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option()] = None,
     device: Text = None,
     out: Annotated[Path | None, typer.Option(help="write one CSV of rows per network and dataset into this folder")] = None,
+    ray: Annotated[
+        int, typer.Option(help="on so many Ray workers; parts are kept under --out, so that a stopped run goes on")
+    ] = 0,
 ):
     """Score a method on every network and dataset of a profile and print a summary line for each; ECLIP by notebook 05's pairs."""
     import eclip_lib as eclip
@@ -163,13 +176,26 @@ def evaluate(
     run = eclip.load_profile(
         profile, networks=networks, datasets=datasets, root=root, pretrained=pretrained, limit=limit, device=device
     )
+    if ray and not out:
+        raise ValueError("--ray needs --out, the folder where the parts are kept")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
     for network in run.networks:
-        clip = run.load_clip(network)
+
+        def load(network=network):
+            clip = run.load_clip(network)
+            return explainers_of(run, clip, [method])[method], clip
+
+        explain, clip = load()
         for name in run.datasets:
-            explain = explainers_of(run, clip, [method])[method]
-            rows = eclip.evaluate(explain, run.load_dataset(name), clip, run.workers, run.batch_size)
+            if ray and out:
+                from eclip_lib import cluster
+
+                parts, gpus = out / f"{method}-{network}-{name}", int(run.device.startswith("cuda"))
+                rows = cluster.evaluate_parts(load, run.load_dataset(name), parts, method, ray, gpus, batch_size=run.batch_size)
+            else:
+                rows = eclip.evaluate(explain, run.load_dataset(name), clip, run.workers, run.batch_size)
             if out:
-                out.mkdir(parents=True, exist_ok=True)
                 rows.to_csv(out / f"{method}-{network}-{name}.csv", index=False)
             s = eclip.summarize(rows, seed=run.seed)
             numbers = f"mIoU {s.mIoU:.2f} (floor {s.floor:.2f}) mSC {s.mSC:.2f}, {s.images:.0f} images"

@@ -31,11 +31,20 @@ def pictures(photo):
 
 
 def explain(
-    photo, texts, network="scenes-ViT-32", method="rclip", pretrained="default", projection=None, device="cpu", batch_size=16
+    photo,
+    texts,
+    network="scenes-ViT-32",
+    method="rclip",
+    pretrained="default",
+    projection=None,
+    device="cpu",
+    batch_size=16,
+    size=None,
 ):
     """Yields (path, image, scores [T], maps [T, H, W]) for every picture of a file, folder or glob.
 
-    scores: CLIP's own cosines (Eq. 3), the same for every method; maps: Eq. 5, at the picture's own size. `projection`: a
+    scores: CLIP's own cosines (Eq. 3), the same for every method; maps: Eq. 5, at the picture's own size. `size`: (H, W) of the
+    network's input, see `load_clip`. `projection`: a
     trained pair, for "eclip"; a demo network has its own. Raises ValueError where method and projection do not fit each other or the network."""
     if not texts or any(not text.strip() for text in texts):
         raise ValueError("give at least one text, and none that is empty")
@@ -43,7 +52,7 @@ def explain(
         projection = REPOSITORY / "results" / "demo" / "pairs" / f"{network}-ECLIP.safetensors"
     if (method == "eclip") != (projection is not None):
         raise ValueError("method eclip needs --projection, a trained pair; no other method takes one")
-    files, clip = pictures(photo), load_clip(network, pretrained, device)
+    files, clip = pictures(photo), load_clip(network, pretrained, device, size)
     options = {"projection": Projection.load(projection, clip)} if projection else {}
     method, text = explainer(method, clip, **options), clip.encode_text(texts)
     bar = tqdm(total=len(files), desc="explaining", unit="picture", disable=len(files) == 1 or None)
