@@ -4,6 +4,7 @@ The same functions as on one machine, part by part: a worker writes each part's 
 rerun makes only what is missing, and a part that always fails is named and does not stop the rest. The folder must be one that every
 machine sees. docs/cluster.md plans GCC3M and CC12M."""
 
+import hashlib
 import json
 import warnings
 from pathlib import Path
@@ -11,10 +12,10 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .cache import digest, finish, intact, make_shard, plan, write
+from .cache import finish, identity, intact, make_shard, plan, write
 from .evaluation import evaluate
 
-RETRIES = 2  # of a part whose worker died
+RETRIES = 2  # of a part whose worker died, before it is tried once more alone
 
 
 class _Worker:
@@ -34,33 +35,46 @@ class _Worker:
         return {"number": batch["number"], "error": errors}
 
 
-def scatter(setup, todo, workers, gpus=0, description="parts"):
-    """Do the parts `todo` on a pool of Ray workers, `gpus` (a number, or a share) for each -> {number: error} of those that raised; one
-    that killed its worker is simply not done."""
+def scatter(setup, count, done, what, workers, gpus=0):
+    """Do the parts 0 to `count` - 1 for which done(number) is false on a pool of Ray workers, `gpus` (a number, or a share) for each, and warn
+    about every part that could not be made. what: names the job in bar and warning."""
     try:
         import ray
-        from ray.data import ActorPoolStrategy, DataContext
     except ImportError as error:
         raise ValueError("running on a cluster needs Ray: pip install 'eclip-lib[cluster]'") from error
+    todo = [number for number in range(count) if not done(number)]
     if not todo:
-        return {}
+        return
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    errors = {}
+    with tqdm(total=len(todo), desc=what, unit="part") as bar:
+        _pool(setup, todo, workers, gpus, RETRIES, errors, bar)
+        # a worker that dies may take parts along that are not to blame: once more, each with a pool to itself
+        for number in [number for number in todo if number not in errors]:
+            if not done(number):
+                _pool(setup, [number], 1, gpus, 0, errors, bar)
+    for number in todo:
+        if not done(number):
+            why = errors.get(number) or "its worker died each time"
+            warnings.warn(f"{what}: part {number} was not made: {why}", stacklevel=3)
+
+
+def _pool(setup, numbers, workers, gpus, retries, errors, bar):
+    """One pass of a pool over some parts; errors: {number: error, "" where there was none} is filled with those that came back."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
     context = DataContext.get_current()
     context.max_errored_blocks = -1  # a part that kills its workers is left out, not fatal
     context.enable_progress_bars = context.print_on_execution_start = False
-    parts = ray.data.from_items([{"number": number} for number in todo], override_num_blocks=len(todo)).map_batches(
-        _Worker, fn_constructor_args=(setup,), batch_size=1, compute=ActorPoolStrategy(size=min(workers, len(todo))), num_gpus=gpus,
-        max_task_retries=RETRIES, max_restarts=-1,
+    parts = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers)).map_batches(
+        _Worker, fn_constructor_args=(setup,), batch_size=1, num_gpus=gpus, max_task_retries=retries, max_restarts=-1,
+        compute=ActorPoolStrategy(size=min(workers, len(numbers)), max_tasks_in_flight_per_actor=1),
     )  # fmt: skip
-    rows = tqdm(parts.iter_rows(), total=len(todo), desc=description, unit="part")
-    return {row["number"]: row["error"] for row in rows if row["error"]}
-
-
-def _report(what, failed, missing):
-    """Warn about parts without a result; `failed`: {number: error}."""
-    for number in missing:
-        warnings.warn(f"{what}: part {number} was not made: {failed.get(number, 'its worker died each time')}", stacklevel=3)
+    for row in parts.iter_rows():
+        errors[row["number"]] = row["error"]
+        bar.update()
 
 
 def cache_features(load, source, folder, workers=2, gpus=0, **options):
@@ -75,8 +89,7 @@ def cache_features(load, source, folder, workers=2, gpus=0, **options):
         clip, masks = load()
         return lambda number: make_shard(clip, source, masks, folder, about, number)
 
-    failed = scatter(setup, [n for n, shard in enumerate(shards) if not intact(shard)], workers, gpus, "caching features")
-    _report(f"cache {folder}", failed, [n for n, shard in enumerate(shards) if not intact(shard)])
+    scatter(setup, len(shards), lambda number: intact(shards[number]), f"cache {folder}", workers, gpus)
     return finish(folder, about, [shard for shard in shards if intact(shard)])
 
 
@@ -87,8 +100,15 @@ def evaluate_parts(load, dataset, folder, label, workers=2, gpus=0, size=200, ba
     load: () -> (explainer, clip). label: a word for the explainer, part of what the folder is for. Raises ValueError where the folder holds
     rows of another evaluation."""
     clip = load()[1]
-    about = {"explainer": label, "network": clip.network, "weights": clip.pretrained, "model": digest(clip.model), "dataset": dataset.name,
-             "images": len(dataset), "size": size, "batch_size": batch_size}  # fmt: skip
+    items = hashlib.sha256("\n".join(map(str, dataset.items)).encode()).hexdigest()
+    about = {
+        "explainer": label,
+        "dataset": dataset.name,
+        "items": items,
+        "size": size,
+        "batch_size": batch_size,
+        **identity(clip),
+    }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "about.json").exists() and json.loads((folder / "about.json").read_text()) != about:
@@ -106,9 +126,8 @@ def evaluate_parts(load, dataset, folder, label, workers=2, gpus=0, size=200, ba
 
         return work
 
-    failed = scatter(setup, [n for n, path in enumerate(paths) if not path.exists()], workers, gpus, "evaluating")
-    _report(f"evaluation {folder}", failed, [n for n, path in enumerate(paths) if not path.exists()])
+    scatter(setup, len(paths), lambda number: paths[number].exists(), f"evaluation {folder}", workers, gpus)
     done = [pd.read_csv(path, dtype={"image_id": str}, float_precision="round_trip") for path in paths if path.exists()]
     if not done:
-        raise ValueError(f"no part of {dataset.name} could be evaluated: {next(iter(failed.values()), 'the workers died')}")
+        raise ValueError(f"no part of {dataset.name} could be evaluated; the warnings say why")
     return pd.concat(done, ignore_index=True)

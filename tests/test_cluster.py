@@ -94,12 +94,14 @@ def test_parts_that_always_fail_are_named_and_stop_nothing(alone, tmp_path):
 
 
 def test_evaluation_in_parts_equals_one_pass(tmp_path):
-    def load():
-        clip = eclip.load_clip("scenes-ViT-32")
+    def load(**options):
+        clip = eclip.load_clip("scenes-ViT-32", **options)
         return eclip.explainer("clip", clip), clip
 
     dataset, (explain, clip) = eclip.load_dataset("scenes", limit=20), load()
     rows = cluster.evaluate_parts(load, dataset, tmp_path, "clip", size=8, batch_size=4)
     pd.testing.assert_frame_equal(rows, eclip.evaluate(explain, dataset, clip, batch_size=4), atol=1e-5, check_dtype=False)
-    with pytest.raises(ValueError, match="another evaluation"):
-        cluster.evaluate_parts(load, dataset, tmp_path, "rclip", size=8, batch_size=4)
+    others = ((load, dataset, "rclip"), (load, dataset.part(1, 20), "clip"), (lambda: load(precision="bf16"), dataset, "clip"))
+    for other, images, label in others:
+        with pytest.raises(ValueError, match="another evaluation"):
+            cluster.evaluate_parts(other, images, tmp_path, label, size=8, batch_size=4)
