@@ -15,7 +15,7 @@ from .clip import load_clip
 from .explainers import explainer
 from .itsm import itsm, similarity
 from .metrics import best_iou, score_contrast
-from .shift import shift_statistics
+from .shift import channels, shift_statistics
 
 
 def fastest(functions, rounds):
@@ -66,7 +66,7 @@ def shift_overhead(device="cpu", network="ViT-B-16", batch=32, texts=20, size=(4
 
     def with_shift():
         features = clip.encode_image(images)
-        return maps(features), shift_statistics(features, clip.projection, foreground)
+        return maps(features), shift_statistics(*channels(features, clip.projection), foreground, features.grid)
 
     plain = _synchronized(lambda: maps(clip.encode_image(images)), device)
     ours = _synchronized(with_shift, device)

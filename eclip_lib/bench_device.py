@@ -1,14 +1,19 @@
 """The part of `eclip bench` about the device: how near the image encoder comes to the matrix peak, and what bounds a pass over a dataset."""
 
+import io
+import itertools
 import time
 
 import pandas as pd
 import torch
+from PIL import Image, ImageOps
 
 from .bench import _synchronized, fastest
+from .cache import augmentation
 from .clip import load_clip
 from .data import encoder_flops
 from .datasets import load_dataset
+from .datasets.pairs import load_pairs
 from .evaluation import batches, evaluate, summarize
 from .explainers import explainer
 
@@ -73,6 +78,23 @@ def measurements(device="cpu"):
         rows += [encoder_share(device, precision="bf16"), encoder_share(device, "RN50", "bf16")]
         rows += [encoder_share(device, precision="bf16", compiled=True), dataset_pass(device, precision="bf16", workers=8)]
     return rows
+
+
+def picture_cost(pairs, network="ViT-B-16", count=200):
+    """What a picture of a web dataset costs beside the networks -> (bytes, seconds): its JPEG as img2dataset writes it (256 pixels with a
+    border, quality 95), and to decode and augment it (DeiT's recipe) on one core. pairs: a source of photographs, see `load_pairs`."""
+    source, threads = load_pairs(pairs), torch.get_num_threads()
+    transform, sizes, seconds = augmentation(load_clip(network, None)), [], 0.0
+    torch.set_num_threads(1)
+    for _, photo, _ in itertools.islice((item for part in source.parts for item in source.read(part)), count):
+        file = io.BytesIO()
+        ImageOps.pad(source.open(photo), (256, 256)).save(file, "JPEG", quality=95)
+        begin = time.perf_counter()
+        transform(Image.open(file).convert("RGB"))
+        seconds += time.perf_counter() - begin
+        sizes.append(file.tell())
+    torch.set_num_threads(threads)
+    return sum(sizes) / len(sizes), seconds / len(sizes)
 
 
 def agreement(network="scenes-ViT-16", images=400, batch=50):

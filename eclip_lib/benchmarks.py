@@ -34,7 +34,7 @@ def vits(run):
 
 
 def _about(run):
-    return {"pretrained": run.pretrained, "limit": run.limit, "seed": run.seed}
+    return {name: getattr(run, name) for name in ("pretrained", "precision", "pairs", "limit", "seed")}
 
 
 def measure(run, plan):
@@ -59,7 +59,7 @@ def measure(run, plan):
 
 
 def join(run, rows, plan):
-    """`rows` and whatever other runs left under `out`/rows with the same weights, limit and seed -> (rows, what `plan` still misses)."""
+    """`rows` and whatever other runs left under `out`/rows with the same settings (`_about`) -> (rows, what `plan` still misses)."""
     rows = dict(rows)
     for path in sorted((run.out / "rows").glob("*/*/*.csv")):
         key = (path.parent.name, path.parent.parent.name, path.stem)

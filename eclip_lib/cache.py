@@ -11,6 +11,7 @@ import os
 import random
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +65,19 @@ def augmentation(clip, kind="deit"):
     if kind is None:
         return clip.preprocess
     mean, std = clip.statistics
-    return timm.data.create_transform(
+    transform = timm.data.create_transform(
         clip.image_size, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25,
         re_mode="pixel", mean=mean, std=std,
     )  # fmt: skip
+    for op in next(step for step in transform.transforms if hasattr(step, "ops")).ops:
+        if op.name.startswith("Posterize"):
+            op.level_fn = partial(_some_bits, op.level_fn)
+    return transform
+
+
+def _some_bits(level_fn, level, hparams):
+    """Bits that RandAugment keeps of a channel: at its strongest none, which Pillow refuses; then one."""
+    return (max(1, *level_fn(level, hparams)),)
 
 
 class PairViews(TorchDataset):
@@ -87,9 +97,10 @@ class PairViews(TorchDataset):
         number = int.from_bytes(hashlib.sha256(f"{self.seed} {key} {view}".encode()).digest()[:4], "big")
         random.seed(number), np.random.seed(number), torch.manual_seed(number)
         try:
-            return self.transform(self.source.open(payload)), caption, self.masks and self.source.mask(payload)
+            image = self.source.open(payload)
         except Exception:  # a web dataset has broken images: skipped and counted
             return None
+        return self.transform(image), caption, self.masks and self.source.mask(payload)
 
 
 def _poolings(features, attentions):
@@ -166,7 +177,7 @@ def plan(clip, source, folder, masks=None, views=1, augment="deit", seed=0, batc
         raise ValueError("ground-truth masks need a source that has them (scenes) and augment=None")
     pooled = ["average", "max", *(f"masked_max:{name}" for name in masks)]
     about = {
-        "format": FORMAT, "network": clip.network, "weights": clip.pretrained, "model": digest(clip.model), "pairs": source.about,
+        "format": FORMAT, **identity(clip), "pairs": source.about,
         "masks": {name: [getattr(backbone, "name", name), digest(backbone)] for name, backbone in masks.items()},
         "columns": ["attention", *pooled, *(TOKENS + name for name in pooled if clip.pools == "feature_map")],
         "reads": clip.pools, "views": views, "augment": augment, "seed": seed, "batch_size": batch_size,
@@ -214,6 +225,12 @@ def cache_features(
     folder, about = plan(clip, source, folder, masks, views, augment, seed, batch_size)
     numbers = tqdm(range(len(source.parts)), desc=description or "caching features", unit="shard")
     return finish(folder, about, [make_shard(clip, source, masks, folder, about, number, workers) for number in numbers])
+
+
+def identity(clip):
+    """What decides a CLIP's features: network, weights, their digest, input size and precision, as JSON's types."""
+    return {"network": clip.network, "weights": clip.pretrained, "model": digest(clip.model), "input": list(clip.size),
+            "precision": clip.precision}  # fmt: skip
 
 
 def digest(module):

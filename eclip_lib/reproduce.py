@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -37,9 +38,9 @@ def making(name):
     return [path for path in notebooks() if re.search(rf'"{re.escape(name)}(_\w+)?"', _source(path))]
 
 
-def fingerprint(path, parameters):
-    """Hash of all that decides a notebook's outcome: its code, its parameters, the library and the bundled checkpoints."""
-    digest = hashlib.sha256(json.dumps([_source(path), parameters], sort_keys=True, default=str).encode())
+def fingerprint(path, settings):
+    """Hash of all that decides a notebook's outcome: its code, parameters and profile, the library and the bundled checkpoints."""
+    digest = hashlib.sha256(json.dumps([_source(path), settings], sort_keys=True, default=str).encode())
     library = Path(__file__).parent
     for file in sorted([*library.rglob("*.py"), *library.rglob("*.yaml"), *REPOSITORY.glob("data/demo/*.safetensors")]):
         digest.update(file.read_bytes())
@@ -58,7 +59,7 @@ def reproduce(profile="demo", only=None, force=False, **parameters):
     outcome, paths = {}, only or notebooks()
     for number, path in enumerate(paths, 1):
         mark, target = folder / f"{path.stem}.json", folder / path.name
-        key = fingerprint(path, given)
+        key = fingerprint(path, given | asdict(settings))
         if not force and mark.exists() and target.exists() and json.loads(mark.read_text())["fingerprint"] == key:
             outcome[path.stem] = "skipped"
         else:
@@ -67,13 +68,21 @@ def reproduce(profile="demo", only=None, force=False, **parameters):
     return outcome
 
 
+def run_notebook(path, target, parameters, bar=False):
+    """Execute a notebook with those of the parameters that it has, in this folder -> the executed notebook, also written to `target` unless
+    that is None."""
+    known = papermill.inspect_notebook(str(path))
+    return papermill.execute_notebook(
+        str(path), target and str(target), parameters={name: value for name, value in parameters.items() if name in known},
+        cwd=os.getcwd(), progress_bar=bar, **KERNEL,
+    )  # fmt: skip
+
+
 def _execute(path, target, mark, key, parameters):
     mark.unlink(missing_ok=True)
     begin, partial = time.time(), target.with_suffix(".partial.ipynb")
     try:
-        papermill.execute_notebook(
-            str(path), str(partial), parameters=parameters, cwd=os.getcwd(), progress_bar={"desc": path.stem}, **KERNEL
-        )
+        run_notebook(path, partial, parameters, {"desc": path.stem})
     except Exception as error:
         os.replace(partial, target) if partial.exists() else None  # the half-executed notebook shows where it failed
         return f"failed: {str(error).strip().splitlines()[-1]} (see {target})"

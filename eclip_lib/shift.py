@@ -65,16 +65,15 @@ def without_channels(values, text, left_out):
     return texts @ tokens.transpose(1, 2)
 
 
-def shift_statistics(features, projection, foreground):
-    """All of it for a batch -> (dict of [B] statistics, shifted bool [B, D]). foreground: bool [B, N].
+def shift_statistics(values, pooled, foreground, grid):
+    """All of it for a batch's `channels` -> (dict of [B] statistics, shifted bool [B, D]). foreground: bool [B, N].
 
     B2F, F2B, same: numbers of channels under attention against max pooling; distinct_<pooling>, distance_<pooling>: `dispersion`."""
-    values, pooled = channels(features, projection)
     place = {name: positions(values, value) for name, value in pooled.items()}
     b2f, f2b = semantic_shift(place["max"], place["attention"], foreground)
     result = {"B2F": b2f.sum(1), "F2B": f2b.sum(1), "same": (~(b2f | f2b)).sum(1)}
     for name in POOLINGS:
-        result[f"distinct_{name}"], result[f"distance_{name}"] = dispersion(place[name], place["max"], features.grid)
+        result[f"distinct_{name}"], result[f"distance_{name}"] = dispersion(place[name], place["max"], grid)
     return result, b2f | f2b
 
 
@@ -92,8 +91,8 @@ def shift_rows(dataset, clip, projection=None, workers=0, batch_size=32, ablate=
         features = clip.encode_image(stacked([prepared for _, prepared, *_ in batch], clip.device))
         union = [masks.any(0) for *_, masks, _ in batch]
         foreground = [foreground_tokens(m, void, features.grid) for m, (*_, void) in zip(union, batch, strict=True)]
-        statistics, shifted = shift_statistics(features, projection, torch.stack(foreground).to(clip.device))
-        values = channels(features, projection)[0]
+        values, pooled = channels(features, projection)
+        statistics, shifted = shift_statistics(values, pooled, torch.stack(foreground).to(clip.device), features.grid)
         noise = torch.rand(shifted.shape, generator=generator).argsort(1).argsort(1).to(clip.device)
         variants = {"mSC": torch.zeros_like(shifted)}
         if ablate:

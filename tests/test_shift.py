@@ -49,7 +49,7 @@ def slow_statistics(f, projection, foreground):
 @pytest.mark.parametrize("seed", range(5))
 def test_statistics_equal_the_slow_loop(seed):
     f, foreground = features(seed=seed), torch.rand(2, 6) < 0.5
-    statistics, shifted = shift.shift_statistics(f, pair(), foreground)
+    statistics, shifted = shift.shift_statistics(*shift.channels(f, pair()), foreground, f.grid)
     for b, slow in enumerate(slow_statistics(f, pair(), foreground)):
         assert {name: pytest.approx(float(v[b]), abs=1e-6) for name, v in statistics.items()} == slow
         assert int(shifted[b].sum()) == slow["B2F"] + slow["F2B"]

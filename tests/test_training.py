@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -105,6 +106,21 @@ def test_another_configuration_is_another_folder(clip, tmp_path):
         for options in ({}, {"views": 2}, {"augment": None}, {"seed": 1})
     }
     assert len(folders) == 4
+    for options in ({"precision": "bf16"}, {"size": (224, 448)}):
+        other = eclip.load_clip("scenes-ViT-32", **options)
+        folders.add(caching.cache_features(other, ScenePairs(count=2), tmp_path).folder)
+    assert len(folders) == 6
+
+
+def test_deits_augmentation_takes_every_picture(clip):
+    """At its strongest RandAugment would keep no bit of a channel, which Pillow refuses."""
+    transform = caching.augmentation(clip)
+    (posterize,) = (op for step in transform.transforms for op in getattr(step, "ops", []) if op.name.startswith("Posterize"))
+    assert [posterize.level_fn(level, {})[0] for level in (0, 5, 9, 10)] == [4, 2, 1, 1]
+    for seed in range(300):
+        random.seed(seed), torch.manual_seed(seed)
+        for size in ((1, 1), (1, 500), (640, 480)):
+            assert transform(Image.new("RGB", size, "red")).shape == (3, 224, 224)
 
 
 def test_damage_is_found_named_and_mended(clip, cached, tmp_path):
