@@ -135,7 +135,9 @@ def status(profile: ProfileOption = "paper", root: Text = None, networks: Text =
 
 @data_app.command()
 def fetch(
-    names: Annotated[list[str], typer.Argument(help="voc2012, coco2017, imagenet-s50, gcc3m, or a checkpoint's file name")],
+    names: Annotated[
+        list[str], typer.Argument(help="voc2012, coco2017, imagenet-s50, gcc3m, cc12m, or a checkpoint's file name")
+    ],
     root: Annotated[Path, typer.Option(help="folder to unpack under")] = Path("data"),
 ):
     """Download what may be downloaded, resumed and checked; print the exact steps for the rest."""

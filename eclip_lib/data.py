@@ -10,11 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import demo, download, weights
 from .clip import empty_clip
 from .datasets import load_dataset
+from .datasets.pairs import load_pairs
+from .profiles import REPOSITORY
 from .reproduce import notebooks
 
+PASSES = REPOSITORY / "results" / "benchmarks" / "passes.csv"  # measured by `passes.py`
 ASSUMED_RATE = 30e12  # FLOP/s that a data-centre GPU sustains on these networks in float32: an assumption, `eclip bench --device cuda` measures it
-# forward passes of the image encoder that a notebook takes: (of each image of each dataset, of each training pair)
-PASSES = {"01": (2, 0), "02": (4, 2), "03": (2, 1), "04": (3, 0), "05": (4, 0), "06": (12, 0)}  # 05 finds 03's cache
+# bytes of a stored picture, seconds of a core to decode and augment it: `bench_device.picture_cost("coco:…", count=395)` on 79 photos of COCO
+PICTURE = (24e3, 1.9e-3)
 
 
 def _dataset_row(run, name):
@@ -53,14 +56,34 @@ def _pairs_row(run):
     kind, _, place = run.pairs.partition(":")
     if kind.startswith("scenes"):
         return {"part": run.pairs, "state": "present", "size": "rendered", "where": "", "licence": "MIT", "how": ""}
-    about = weights.registry()["pairs"]["gcc3m"] if "gcc3m" in place else {"licence": "its own"}
+    known, name = weights.registry()["pairs"], _registered_pairs(place)
     files = glob.glob(place) if kind in ("web", "csv") else [place] if Path(place).exists() else []
-    size = (
-        download.size(sum(Path(f).stat().st_size for f in files if Path(f).is_file())) if files else "about 100 GB of tar files"
-    )
+    stored = sum(Path(f).stat().st_size for f in files if Path(f).is_file())
+    size = download.size(stored) if files or not name else f"about {download.size(known[name]['images'] * PICTURE[0])}"
     state = f"present: {len(files)} files" if files else "missing"
-    how = "" if files or "gcc3m" not in place else "eclip data fetch gcc3m"
-    return {"part": run.pairs, "state": state, "size": size, "where": place, "licence": about["licence"], "how": how}
+    how = "" if files or not name else f"eclip data fetch {name}"
+    return {
+        "part": run.pairs,
+        "state": state,
+        "size": size,
+        "where": place,
+        "licence": known[name]["licence"] if name else "its own",
+        "how": how,
+    }
+
+
+def _registered_pairs(place):
+    return next((name for name in weights.registry()["pairs"] if name in place), None)
+
+
+def _pair_count(run):
+    kind, _, place = run.pairs.partition(":")
+    if kind.startswith("scenes"):
+        return int(place)
+    if name := _registered_pairs(place):
+        return weights.registry()["pairs"][name]["images"]
+    source = load_pairs(run.pairs)
+    return len(source.pairs) if hasattr(source, "pairs") else 10_000 * len(source.parts)  # img2dataset's default for a tar file
 
 
 def _weights_row(name, network):
@@ -142,17 +165,15 @@ def encoder_flops(network, text=False):
 def plan(run):
     """What `reproduce` would do -> (DataFrame: network, image passes, pair passes, PFLOP, GPU hours at the assumed rate, cache GB; text)."""
     images = {name: _length(run, name) for name in run.datasets}
-    kind, _, place = run.pairs.partition(":")
-    pairs = int(place) if kind.startswith("scenes") else weights.registry()["pairs"]["gcc3m"]["images"]
-    own, of_pairs = (sum(numbers) for numbers in zip(*PASSES.values(), strict=True))
-    rows = []
+    passes, rows = pd.read_csv(PASSES).drop(columns="notebook").sum(), []
+    seen, trained = sum(images.values()), _pair_count(run) * run.training["views"]
     for network in run.networks:
-        flops = encoder_flops(network)
-        seen, trained = own * sum(images.values()), of_pairs * pairs * run.training["views"]
-        total = (seen + trained) * flops + trained * _other_flops(network, len(run.masks))
+        encoder, text, mask = _flops_of(network)
+        own, masks = (passes[f"{of}_image"] * seen + passes[f"{of}_pair"] * trained for of in ("clip", "masks"))
+        total = own * encoder + masks * mask + trained * text
         columns, width = 3 + len(run.masks) + 1, 4 * 1024
-        rows.append({"network": network, "image passes": seen, "pair passes": trained, "PFLOP": total / 1e15,
-                     "GPU hours": total / ASSUMED_RATE / 3600, "cache GB": pairs * run.training["views"] * columns * width / 1e9})  # fmt: skip
+        rows.append({"network": network, "image passes": round(passes["clip_image"] * seen), "pair passes": round(passes["clip_pair"] * trained),
+                     "PFLOP": total / 1e15, "GPU hours": total / ASSUMED_RATE / 3600, "cache GB": trained * columns * width / 1e9})  # fmt: skip
     lines = [
         f"profile {run.name}: {len(notebooks())} notebooks ({', '.join(p.stem for p in notebooks())})",
         f"networks: {', '.join(run.networks)}; datasets: {', '.join(f'{n} ({c} images)' for n, c in images.items())}; pairs: {run.pairs}",
@@ -161,23 +182,23 @@ def plan(run):
     return pd.DataFrame(rows), "\n".join(lines)
 
 
-def _other_flops(network, masks):
-    """FLOPs of a training pair beside the image encoder: its text, and the masks (a ViT-B/16 each, in the demo one as large as the CLIP)."""
+def _flops_of(network):
+    """FLOPs of (an image, a text, an image through a mask's network: a ViT-B/16, in the demo one as large as the CLIP)."""
     mask = encoder_flops("scenes-ViT-16" if network in demo.NETWORKS else "ViT-B-16")
-    return encoder_flops(network, text=True) + masks * mask
+    return encoder_flops(network), encoder_flops(network, text=True), mask
 
 
-def crawl_plan(network="ViT-B-16", masks=2, rate=ASSUMED_RATE, tar=30e3, decode=0.005):
-    """The pooled-feature pass over GCC3M and CC12M, one view, on 1, 8 and 64 GPUs of `rate` FLOP/s -> DataFrame: hours, TB of tar files (`tar`
-    bytes a pair at 256 pixels), GB of cache, and for each GPU the MB/s that it reads and the cores that decode and augment for it
-    (`decode` seconds an image)."""
-    flops = encoder_flops(network) + _other_flops(network, masks)
+def crawl_plan(network="ViT-B-16", masks=2, rate=ASSUMED_RATE, picture=PICTURE):
+    """The pooled-feature pass over GCC3M and CC12M, one view, on 1, 8 and 64 GPUs of `rate` FLOP/s -> DataFrame: hours, TB of tar files, GB of
+    cache, and for each GPU the MB/s that it reads and the cores that decode and augment for it. picture: (bytes, seconds), `PICTURE`."""
+    encoder, text, mask = _flops_of(network)
+    flops, (tar, decode) = encoder + text + masks * mask, picture
     weight = empty_clip(network).visual.proj
     cached = 4 * ((3 + masks) * weight.shape[0] + weight.shape[1])  # the columns of C numbers, and a text; here Ct = D
     rows = []
-    for name, pairs in (("GCC3M", 3_318_333), ("CC12M", 12_423_374)):
+    for name, pairs in ((name, about["images"]) for name, about in weights.registry()["pairs"].items()):
         for gpus in (1, 8, 64):
-            rows.append({"pairs": name, "GPUs": gpus, "hours": pairs * flops / rate / gpus / 3600, "tar TB": pairs * tar / 1e12, "cache GB": pairs * cached / 1e9,
+            rows.append({"pairs": name.upper(), "GPUs": gpus, "hours": pairs * flops / rate / gpus / 3600, "tar TB": pairs * tar / 1e12, "cache GB": pairs * cached / 1e9,
                          "MB/s a GPU": rate / flops * tar / 1e6, "cores a GPU": rate / flops * decode})  # fmt: skip
     return pd.DataFrame(rows)
 

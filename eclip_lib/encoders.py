@@ -104,11 +104,13 @@ def resize_input(visual, size):
     square sizes). Changes `visual`; raises ValueError where its grid does not divide the size."""
     visual.preprocess_cfg = {**visual.preprocess_cfg, "size": tuple(size)}
     if isinstance(visual, TimmModel):
-        visual.set_input_size(size)
-        return
-    owner, stride = (visual.attnpool, (32, 32)) if isinstance(visual, ModifiedResNet) else (visual, visual.patch_size)
+        stride = (visual.trunk.feature_info[-1]["reduction"],) * 2
+    else:
+        owner, stride = (visual.attnpool, (32, 32)) if isinstance(visual, ModifiedResNet) else (visual, visual.patch_size)
     if any(side % step or side < step for side, step in zip(size, stride, strict=True)):
         raise ValueError(f"an input of {size[0]}x{size[1]} does not divide into cells of {stride[0]}x{stride[1]}")
+    if isinstance(visual, TimmModel):
+        return visual.set_input_size(size)
     first, cells = owner.positional_embedding.split([1, len(owner.positional_embedding) - 1])
     side = round(len(cells) ** 0.5)
     grid = tuple(s // step for s, step in zip(size, stride, strict=True))

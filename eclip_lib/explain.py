@@ -30,6 +30,17 @@ def pictures(photo):
     return found
 
 
+def scored(clip, method, images, text):
+    """Prepared images [B, 3, H, W] and F_t [T, Ct] -> (CLIP's cosines [B, T], maps before Eq. 5 [B, T, h, w]), in one forward pass where the
+    method needs nothing but CLIP's features."""
+    with torch.no_grad():
+        features = clip.encode_image(images)
+        cosines = score(features.class_token, text, clip.projection).cpu()
+        if hasattr(method, "of_features"):
+            return cosines, method.of_features(features, text)
+    return cosines, method(images, text).detach()
+
+
 def explain(
     photo,
     texts,
@@ -44,8 +55,8 @@ def explain(
     """Yields (path, image, scores [T], maps [T, H, W]) for every picture of a file, folder or glob.
 
     scores: CLIP's own cosines (Eq. 3), the same for every method; maps: Eq. 5, at the picture's own size. `size`: (H, W) of the
-    network's input, see `load_clip`. `projection`: a
-    trained pair, for "eclip"; a demo network has its own. Raises ValueError where method and projection do not fit each other or the network."""
+    network's input, see `load_clip`. `projection`: a trained pair, for "eclip"; a demo network has its own. Raises ValueError where method and
+    projection do not fit each other or the network."""
     if not texts or any(not text.strip() for text in texts):
         raise ValueError("give at least one text, and none that is empty")
     if method == "eclip" and projection is None and network in demo.NETWORKS and pretrained == "default":
@@ -59,9 +70,7 @@ def explain(
     for start in range(0, len(files), batch_size):
         batch = [(path, read_image(path, upright=True)) for path in files[start : start + batch_size]]
         images = stacked([clip.preprocess(image) for _, image in batch], clip.device)
-        with torch.no_grad():
-            scores = score(clip.encode_image(images).class_token, text, clip.projection).cpu()
-        cells = method(images, text).detach()
+        scores, cells = scored(clip, method, images, text)
         for k, (path, image) in enumerate(batch):
             yield path, image, scores[k], itsm(cells[k : k + 1], image.size[::-1])[0].cpu()
             bar.update()

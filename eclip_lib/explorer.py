@@ -6,14 +6,14 @@ from functools import cache
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
-import torch
 from PIL import Image
 from skimage import data as photos
 
 from . import demo, discovery, plots
 from .clip import PROMPT
+from .explain import scored
 from .explainers import NEEDS, explainer
-from .itsm import itsm, score
+from .itsm import itsm
 
 PHOTOS = {
     "astronaut": "a photo of the astronaut",
@@ -41,10 +41,8 @@ def explain_one(clip, image, text, method, projection=None):
         raise ValueError("type a text")
     options = {"projection": projection} if method == "eclip" else {}
     prepared, words = clip.preprocess(image)[None], clip.encode_text([text])
-    maps = itsm(explainer(method, clip, **options)(prepared, words).detach(), image.size[::-1])[0, 0].cpu()
-    with torch.no_grad():
-        cosine = float(score(clip.encode_image(prepared).class_token, words, clip.projection))
-    return cosine, maps
+    cosines, cells = scored(clip, explainer(method, clip, **options), prepared, words)
+    return float(cosines), itsm(cells, image.size[::-1])[0, 0].cpu()
 
 
 def draw(run, clip, image, text, method):

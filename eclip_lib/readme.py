@@ -31,7 +31,8 @@ def verdict_table(folder):
     """The claims and their verdicts as Markdown."""
     verdicts = pd.read_csv(folder / "claims.csv", keep_default_na=False)
     counts = verdicts["verdict"].value_counts()
-    lines = [", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + ":", "", "| claim of the paper | cases on its side | in the demo |",
+    summary = f"Of {len(verdicts)} claims {', '.join(f'“{verdict}”: {count}' for verdict, count in counts.items())}."
+    lines = [summary, "", "| claim of the paper | cases on its side | in the demo |",
              "| --- | --- | --- |"]  # fmt: skip
     lines += [f"| {v['claim']} ({v['where']}) | {v['cases']} | {v['verdict']} |" for _, v in verdicts.iterrows()]
     return "\n".join(lines)

@@ -90,6 +90,16 @@ def test_other_input_sizes_interpolate_the_positions():
 
 
 @torch.no_grad()
+def test_other_input_sizes_of_timms_encoders():
+    clip = eclip.load_clip("EVA02-B-16", None, size=(160, 224))
+    features = clip.encode_image(torch.randn(1, 3, 160, 224))
+    assert features.grid == (10, 14) and features.tokens.shape[1] == 140
+    for network, cell in (("EVA02-B-16", "16x16"), ("convnext_tiny", "32x32")):
+        with pytest.raises(ValueError, match=f"225x224 does not divide into cells of {cell}"):
+            eclip.load_clip(network, None, size=(225, 224))
+
+
+@torch.no_grad()
 def test_bf16_stays_close():
     for network in ("scenes-ViT-32", "scenes-RN"):
         clip, half = eclip.load_clip(network), eclip.load_clip(network, precision="bf16")

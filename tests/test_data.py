@@ -9,6 +9,7 @@ import time
 import zipfile
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -253,6 +254,25 @@ def test_the_plan_counts_passes_and_what_is_missing(capsys, monkeypatch):
     tokens, width = 197, 768  # twelve blocks of q, k, v, out and a fourfold MLP, attention itself, and the patch embedding
     by_hand = 12 * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width) + 2 * 196 * 768 * width + 2 * width * 512
     assert abs(per_image - by_hand) < 0.05 * by_hand
+
+
+def test_the_plan_for_a_crawl_is_the_measured_page():
+    table = data.crawl_plan().round(3)
+    page = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
+    for row in table.itertuples(index=False):
+        assert (
+            "| "
+            + " | ".join([row[0], str(row[1]), *(f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in row[2:])])
+            + " |"
+            in page
+        )
+    assert list(table["pairs"].unique()) == ["GCC3M", "CC12M"]
+
+
+def test_a_plan_counts_the_pairs_that_are_there(samples):
+    assert data._pair_count(eclip.load_profile("demo", pairs=f"coco:{samples / 'coco'}")) == 395
+    assert data._pair_count(eclip.load_profile("demo", pairs="web:/somewhere/cc12m/*.tar")) == 12_423_374
+    assert data._pair_count(eclip.load_profile("demo")) == 3000
 
 
 def test_the_registry_is_complete():

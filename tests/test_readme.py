@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 
 import eclip_lib as eclip
-from eclip_lib import explainers, readme
+from eclip_lib import data, explainers, readme
 from eclip_lib.profiles import REPOSITORY
 
 TEXT = (REPOSITORY / "README.md").read_text()
@@ -16,6 +16,11 @@ TEXT = (REPOSITORY / "README.md").read_text()
 def test_the_measured_blocks_are_those_of_the_committed_tables():
     assert readme.with_results(TEXT, REPOSITORY / "results" / "demo" / "tables") == TEXT
     assert all(f"| {v} |" in TEXT for v in pd.read_csv(REPOSITORY / "results" / "demo" / "tables" / "claims.csv")["verdict"])
+
+
+def test_the_hours_of_the_paper_profile_are_the_dry_runs():
+    hours = data.plan(eclip.load_profile("paper", device="cpu"))[0]["GPU hours"].sum()
+    assert f"about {hours:.0f} GPU hours" in TEXT
 
 
 def test_a_row_is_what_its_command_measures(monkeypatch, capsys):
