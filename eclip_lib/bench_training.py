@@ -96,6 +96,8 @@ def _random_cache(folder, clip, pairs, width=512, size=8192):
         "columns": ["max"],
         "reads": "tokens",
         "views": 1,
+        "augment": None,
+        "masks": {},
         "pairs": {},
     }
     return Cache(Path(folder), about, shards)

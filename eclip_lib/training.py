@@ -141,9 +141,11 @@ def train_pair(
                         "seconds": time.perf_counter() - begin})  # fmt: skip
         if on_epoch:
             on_epoch(epoch + 1, pair)
-    settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed, "init": init}
-    pair.metadata = {"network": clip.network, "weights": clip.pretrained, "pooling": pooling, "data": json.dumps(cache.about["pairs"], default=list),
-                     "settings": json.dumps(settings), "commit": _commit()}  # fmt: skip
+    settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed, "init": init,
+                "views": cache.about["views"], "augment": cache.about["augment"]}  # fmt: skip
+    mask = cache.about["masks"].get(pooling.partition("masked_max:")[2], ["none"])  # the model's name, and its digest
+    pair.metadata = {"network": clip.network, "weights": clip.pretrained, "pooling": pooling, "mask": " ".join(mask),
+                     "data": json.dumps(cache.about["pairs"], default=list), "settings": json.dumps(settings), "commit": _commit()}  # fmt: skip
     return pair.requires_grad_(False), pd.DataFrame(history)
 
 

@@ -250,7 +250,12 @@ def test_training_lowers_the_loss_and_locks_the_rest(clip, cached, tmp_path):
     assert caching.digest(clip.model) == before
     pair.save(tmp_path / "pair.safetensors")
     again = eclip.Projection.load(tmp_path / "pair.safetensors", clip)
-    assert again.metadata["pooling"] == "masked_max:tiny" and json.loads(again.metadata["settings"])["epochs"] == 8
+    settings = json.loads(again.metadata["settings"])
+    assert again.metadata["pooling"] == "masked_max:tiny" and (settings["epochs"], settings["augment"]) == (
+        8,
+        cached.about["augment"],
+    )
+    assert again.metadata["mask"] == " ".join(cached.about["masks"]["tiny"])
     with pytest.raises(ValueError, match="was made for scenes-ViT-32"):
         eclip.Projection.load(tmp_path / "pair.safetensors", eclip.load_clip("scenes-ViT-16", None))
     repeat, _ = training.train_pair(clip, cached, "masked_max:tiny", epochs=8, batch_size=8, lr=1e-2)
