@@ -11,12 +11,15 @@ from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import nbformat
+import pandas as pd
 import pytest
 import torch
 
 import eclip_lib as eclip
-from eclip_lib import cli, data, download, weights
+from eclip_lib import cli, data, download, passes, weights
 from eclip_lib.datasets.export import write_coco, write_voc
+from eclip_lib.reproduce import notebooks
 
 CONTENT = bytes(range(256)) * 20000  # 5 MB
 NOWHERE = "http://127.0.0.1:9/file"  # nothing listens there
@@ -267,6 +270,20 @@ def test_the_plan_for_a_crawl_is_the_measured_page():
             in page
         )
     assert list(table["pairs"].unique()) == ["GCC3M", "CC12M"]
+
+
+def test_passes_are_counted_in_a_notebooks_own_kernel(tmp_path):
+    code = """import torch, eclip_lib as eclip
+eclip.load_clip("scenes-ViT-32").encode_image(torch.zeros(3, 3, 224, 224))
+eclip.load_attention("vit_tiny_patch16_224", None)(torch.zeros(2, 3, 224, 224))
+assert (limit, pairs) == (5, "scenes:7")"""
+    parameters = nbformat.v4.new_code_cell("limit = None\npairs = None", metadata={"tags": ["parameters"]})
+    book = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)])
+    book.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
+    (tmp_path / "out").mkdir()
+    nbformat.write(book, tmp_path / "book.ipynb")
+    assert passes.counted(tmp_path / "book.ipynb", tmp_path / "out", 5, 7) == {"clip": 3, "masks": 2}
+    assert list(pd.read_csv(data.PASSES)["notebook"]) == [path.stem for path in notebooks()]
 
 
 def test_a_plan_counts_the_pairs_that_are_there(samples):
