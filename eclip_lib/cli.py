@@ -41,6 +41,9 @@ def explain(
     """Show where a text is in your own pictures: one overlay a text, side by side."""
     from . import explain as explaining
 
+    for path in (json, npz):
+        if path:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         results = explaining.explain(photo, texts, network, method, pretrained, projection, device, size=_size(size))
@@ -235,6 +238,7 @@ def train(
     from eclip_lib.datasets.pairs import load_pairs
 
     pairs = load_pairs(data)
+    out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before the work
     masked = pooling == "masked_max"
     pooling = "masked_max:mask" if masked else pooling
 

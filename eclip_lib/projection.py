@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 HUB_FILE = "projection.safetensors"
@@ -29,10 +29,12 @@ class Projection(nn.Module, ModelHubMixin):
         self.reads, self.metadata = reads, dict(metadata or {})
 
     def save(self, path: str | Path) -> None:
-        """Write the pair and its metadata as safetensors, atomically."""
+        """Write the pair and its metadata as safetensors, atomically; the folder is made. Raises OSError."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        partial = f"{path}.{os.getpid()}.partial"
-        save_file(tensors, partial, metadata={"projection": json.dumps({"reads": self.reads, **self.metadata})})
+        data = save(tensors, metadata={"projection": json.dumps({"reads": self.reads, **self.metadata})})
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(f"{path}.{os.getpid()}.partial")
+        partial.write_bytes(data)
         os.replace(partial, path)
 
     @classmethod

@@ -198,6 +198,9 @@ CASES = {  # name: (how the place is spoilt, the command, what must be said, or 
     "shards that are not there": (None, training("web:{}/*.tar"), "no image-caption pair"),
     "a batch larger than the data": (None, [*training("scenes:6"), "--batch-size", "4096"], None),
     "no epochs": (None, [*training("scenes:6"), "--epochs", "0"], "epochs"),
+    "a pair in a folder that is not there": (None, ["train", "scenes:6", "{}/new/pair.safetensors", *TRAIN[3:]], None),
+    "a pair where a file is in the way": (None, ["train", "scenes:6", "{}/red.png/pair.safetensors", *TRAIN[3:]], "red.png"),
+    "scores in a folder that is not there": (None, [*EXPLAIN, "--json", "{}/new/scores.json", "--npz", "{}/other/maps.npz"], None),
     "a profile that is not there": (None, ["reproduce", "--profile", "{}/none.yaml"], "no profile"),
     "a figure nobody makes": (None, ["reproduce", "--figure", "77"], "no notebook makes figure_77"),
 }  # fmt: skip
