@@ -30,21 +30,21 @@ results: setup  ## copy the last run's tables and figures to results/
 	@$(BIN)/eclip promote --profile $(PROFILE)
 
 notebooks: setup  ## execute the committed notebooks in place (demo)
-	@$(BIN)/python -c "from eclip_lib.reproduce import execute_in_place; execute_in_place()"
+	@$(BIN)/python -c "from eclip_lib.commands.notebooks import execute_in_place; execute_in_place()"
 
-lint: setup  ## ruff, notebooks included, and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: setup  ## ruff, notebooks included, mypy, and the direction of imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 bench: setup  ## speed and memory of this machine, as ratios
 	@$(BIN)/eclip bench --out results/benchmarks/foundation.csv
 
 demo-models: setup  ## train the demo's mini models again (hours on a CPU)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo-models]'
-	@for seed in 0 1 2 3 4; do $(BIN)/python -m eclip_lib.demo_training scenes-ViT-32 --seed $$seed; done
-	@for network in scenes-ViT-16 scenes-RN; do $(BIN)/python -m eclip_lib.demo_training $$network; done
-	@$(BIN)/python -m eclip_lib.demo_training scenes-ViT-32 --scratch
-	@for network in scenes-MoCo scenes-DINO unlocked; do $(BIN)/python -m eclip_lib.demo_attention $$network; done
-	@$(BIN)/python -m eclip_lib.demo_training overview > /dev/null
+	@for seed in 0 1 2 3 4; do $(BIN)/python data/demo/training/clips.py scenes-ViT-32 --seed $$seed; done
+	@for network in scenes-ViT-16 scenes-RN; do $(BIN)/python data/demo/training/clips.py $$network; done
+	@$(BIN)/python data/demo/training/clips.py scenes-ViT-32 --scratch
+	@for network in scenes-MoCo scenes-DINO unlocked; do $(BIN)/python data/demo/training/self_supervised.py $$network; done
+	@$(BIN)/python data/demo/training/clips.py overview > /dev/null
 
 clean:  ## remove what runs wrote (not .venv)
 	rm -rf runs

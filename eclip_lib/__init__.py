@@ -1,33 +1,78 @@
-"""ECLIP: visual explanations for CLIP. What a notebook imports: `import eclip_lib as eclip`."""
+"""ECLIP: visual explanations for CLIP. What a notebook imports: `import eclip_lib as eclip`.
 
+Names are loaded when they are first used, so that the command line answers at once."""
+
+import importlib
 import importlib.util
+import sys
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
-import torch
+
+class _TorchvisionBesideCpuTorch(MetaPathFinder):
+    """PyPI's torchvision is linked against CUDA. Beside a CPU-only torch its operators do not load, and its
+    import fails when it registers `nms` and `qnms`. Declaring these two before its first import is enough
+    (nothing here calls them), and only where loading failed: elsewhere torchvision declares them itself."""
+
+    declared = None  # the declaration lives as long as this object
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "torchvision":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec("torchvision")
+        if spec is not None:
+            self._declare(Path(spec.origin).parent)
+        return spec
+
+    def _declare(self, folder):
+        import torch
+
+        try:
+            torch.ops.load_library(next(folder.glob("_C*")))
+        except (OSError, StopIteration):
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            for name in ("nms", "qnms"):
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _TorchvisionBesideCpuTorch.declared = library
 
 
-def _declare_missing_torchvision_operators():
-    # PyPI's torchvision is linked against CUDA. Beside a CPU-only torch its operators do not load, and its import fails when it
-    # registers `nms` and `qnms`. Declaring these two is enough (nothing here calls them), and only where loading failed:
-    # elsewhere torchvision declares them itself.
-    try:
-        torch.ops.load_library(next(Path(importlib.util.find_spec("torchvision").origin).parent.glob("_C*")))
-        return None
-    except (OSError, StopIteration):
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return library  # the declaration lives as long as this object
+sys.meta_path.insert(0, _TorchvisionBesideCpuTorch())
+
+_WHERE = {
+    "method": ["ImageFeatures", "contrastive_loss", "itsm", "pool", "reverse", "score", "similarity"],
+    "projection": ["Projection"],
+    "networks.clip": ["PROMPT", "Clip"],
+    "networks.loading": ["load_clip"],
+    "networks.attention": ["clip_attention", "load_attention"],
+    "explainers": ["explainer", "map_of", "maps"],
+    "datasets": ["Dataset", "Example", "examples", "load_dataset"],
+    "datasets.base": ["read_image"],
+    "datasets.image_text": ["load_pairs"],
+    "evaluation": [
+        "average_precision",
+        "best_iou",
+        "bootstrap",
+        "evaluate",
+        "recognize",
+        "score_contrast",
+        "summarize",
+    ],
+    "feature_cache": ["Pooling", "cache_features"],
+    "training": ["train_pair"],
+    "experiment": ["load_profile", "open_run", "reported"],
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
 
 
-_torchvision_operators = _declare_missing_torchvision_operators()
+def __getattr__(name):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
 
-from .attention import clip_attention, load_attention  # noqa: E402
-from .clip import PROMPT, Clip, ImageFeatures, Projection, load_clip  # noqa: E402
-from .datasets import Dataset, Example, load_dataset  # noqa: E402
-from .evaluation import bootstrap, evaluate, recognize, summarize  # noqa: E402
-from .explainers import explainer  # noqa: E402
-from .itsm import itsm, reverse, similarity  # noqa: E402
-from .metrics import average_precision, best_iou, score_contrast  # noqa: E402
-from .pooling import pool  # noqa: E402
-from .profiles import load_profile  # noqa: E402
+
+def __dir__():
+    return sorted({*globals(), *__all__})

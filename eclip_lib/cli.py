@@ -3,16 +3,25 @@
 import os
 import sys
 import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0], pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0], pretty_exceptions_enable=False
+)
+# test: equal to the registry, which would take seconds to import here
+METHODS = "clip, rclip, eclip, grad_cam, bi_model, clip_surgery, mask_clip, sclip, gem, legrad or rollout"
 ProfileOption = Annotated[str, typer.Option(help="demo, paper, or the path of a YAML file of that form")]
-METHODS = "clip, rclip, eclip, grad_cam, bi_model, clip_surgery, mask_clip, sclip, gem, legrad or rollout"  # test: equal to the registry
 Text = Annotated[str | None, typer.Option(help="comma-separated; replaces the profile's")]
+Root = Annotated[str | None, typer.Option(help="folder of the datasets, or name=folder,name=folder")]
+Weights = Annotated[str, typer.Option(help="an open_clip tag, a checkpoint, or 'random'")]
+Whole = Annotated[int | None, typer.Option(help="replaces the profile's")]
+Limit = Annotated[int | None, typer.Option(help="only so many images a dataset")]
+Projected = Annotated[
+    str | None, typer.Option(help="a trained pair for eclip: a file, a folder of pairs, or a name on the hub")
+]
 
 
 def _size(text):
@@ -22,14 +31,22 @@ def _size(text):
     return (int(sides[0]), int(sides[-1])) if text else None
 
 
+def _given(pretrained, **parameters):
+    """The parameters of a profile that were typed."""
+    given = {name: value for name, value in parameters.items() if value is not None}
+    return given if pretrained == "profile" else given | {"pretrained": pretrained}
+
+
 @app.command()
 def explain(
     photo: Annotated[str, typer.Argument(help="a picture, a folder or a glob")],
     texts: Annotated[list[str], typer.Argument(help="one or more texts, e.g. 'a photo of the dog'")],
-    network: Annotated[str, typer.Option(help="an open_clip model name, or a demo network")] = "scenes-ViT-32",
+    network: Annotated[
+        str, typer.Option(help="an open_clip model name, or a demo network")
+    ] = "scenes-ViT-32",
     method: Annotated[str, typer.Option(help=METHODS)] = "rclip",
     pretrained: Annotated[str, typer.Option(help="an open_clip tag or a checkpoint")] = "default",
-    projection: Annotated[str | None, typer.Option(help="a trained pair, for eclip")] = None,
+    projection: Projected = None,
     size: Annotated[
         str | None, typer.Option(help="the network's input, e.g. 336 or 336x448, in place of its own square")
     ] = None,
@@ -39,19 +56,13 @@ def explain(
     device: str = "cpu",
 ):
     """Show where a text is in your own pictures: one overlay a text, side by side."""
-    from . import explain as explaining
+    from .commands import explain as command
 
-    for path in (json, npz):
-        if path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        results = explaining.explain(photo, texts, network, method, pretrained, projection, device, size=_size(size))
-        paths = explaining.write(results, texts, out, json, npz)
-    for message in dict.fromkeys([explaining.limits(network), *(str(w.message) for w in caught if w.category is UserWarning)]):
-        if message:
-            print(f"note: {message}", file=sys.stderr)
-    print(*paths, sep="\n")
+    options = {"network": network, "method": method, "pretrained": pretrained, "projection": projection}
+    note = command.limits(network)
+    if note:
+        warnings.warn(note, stacklevel=2)
+    print(*command.run(photo, texts, out, json, npz, **options, device=device, size=_size(size)), sep="\n")
 
 
 @app.command()
@@ -59,104 +70,88 @@ def reproduce(
     profile: ProfileOption = "demo",
     networks: Text = None,
     datasets: Text = None,
-    root: Annotated[str | None, typer.Option(help="folder of the datasets, or name=folder,name=folder")] = None,
-    pretrained: Annotated[str, typer.Option(help="an open_clip tag, a checkpoint, or 'random'")] = "profile",
-    limit: Annotated[int | None, typer.Option(help="only so many images a dataset")] = None,
+    root: Root = None,
+    pretrained: Weights = "profile",
+    limit: Limit = None,
     device: Text = None,
-    seed: Annotated[int | None, typer.Option()] = None,
+    seed: Whole = None,
+    workers: Whole = None,
+    batch_size: Whole = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16")] = None,
     out: Annotated[str | None, typer.Option(help="folder to write; default runs/<profile>")] = None,
-    figure: Annotated[str | None, typer.Option(help="only the notebook that makes this figure, e.g. 10")] = None,
-    table: Annotated[str | None, typer.Option(help="only the notebook that makes this table, e.g. 1")] = None,
-    pairs: Annotated[str | None, typer.Option(help="image-caption pairs to train on, e.g. web:'gcc3m/*.tar'")] = None,
+    figure: Annotated[
+        str | None, typer.Option(help="only the notebooks that make this figure, e.g. 10")
+    ] = None,
+    table: Annotated[str | None, typer.Option(help="only the notebooks that make this table, e.g. 1")] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="image-caption pairs to train on, e.g. web:'gcc3m/*.tar'")
+    ] = None,
     force: Annotated[bool, typer.Option(help="run even what is done already")] = False,
-    dry_run: Annotated[bool, typer.Option(help="only print what would run, what is missing and what it will cost")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="only print what would run, what is missing and what it will cost")
+    ] = False,
 ):
     """Execute the notebooks, in order; what is done already with the same parameters is skipped."""
-    from . import reproduce as runner
-    from .profiles import load_profile
+    from .commands import notebooks, resources
+    from .experiment import load_profile
 
-    parameters = {
-        "networks": networks,
-        "datasets": datasets,
-        "root": root,
-        "pairs": pairs,
-        "limit": limit,
-        "device": device,
-        "seed": seed,
-        "out": out,
-    }
-    parameters = {name: value for name, value in parameters.items() if value is not None}
-    parameters |= {} if pretrained == "profile" else {"pretrained": pretrained}
+    parameters = _given(
+        pretrained, networks=networks, datasets=datasets, root=root, pairs=pairs, limit=limit, device=device
+    )
+    parameters |= _given(
+        "profile", seed=seed, workers=workers, batch_size=batch_size, precision=precision, out=out
+    )
     if dry_run:
-        return _print_plan(load_profile(profile, **{"device": "cpu", **parameters}))
-    settings, only = load_profile(profile, **parameters), None
+        print(resources.as_text(load_profile(profile, **{"device": "cpu", **parameters})))
+        return
     wanted = [f"{kind}_{number}" for kind, number in (("figure", figure), ("table", table)) if number]
-    for name in wanted:
-        only = runner.making(name)
-        if not only:
-            raise ValueError(f"no notebook makes {name}")
-    outcome = runner.reproduce(profile, only, force or bool(wanted), **parameters)
-    for kind in ("tables", "figures"):
-        for path in sorted((settings.out / kind).glob("*")):
-            if not wanted or any(path.stem == name or path.stem.startswith(f"{name}_") for name in wanted):
-                print(f"{kind[:-1]:7} {path}")
+    outcome, made = notebooks.make(profile, wanted, force, **parameters)
+    print(*made, sep="\n")
     failed = [name for name, what in outcome.items() if what.startswith("failed")]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
-def _print_plan(run):
-    from . import data
-
-    table, text = data.plan(run)
-    print(text, table.round(2).to_string(index=False), sep="\n\n")
-    missing = data.status(run).query("state != 'present'")
-    missing = missing[~missing["state"].str.startswith("present")]
-    print(
-        "\nnothing is missing"
-        if missing.empty
-        else f"\nmissing:\n{missing[['part', 'state', 'size', 'how']].to_string(index=False)}"
-    )
-
-
 data_app = typer.Typer(
-    no_args_is_help=True, help="What a profile needs from outside, and getting it.", pretty_exceptions_enable=False
+    no_args_is_help=True,
+    help="What a profile needs from outside, and getting it.",
+    pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
 
 
 @data_app.command()
-def status(profile: ProfileOption = "paper", root: Text = None, networks: Text = None, datasets: Text = None):
-    """Each dataset and each weight of a profile: present, partial or missing, where it was looked for, and the command that gets it."""
-    from . import data
-    from .profiles import load_profile
+def status(profile: ProfileOption = "paper", root: Root = None, networks: Text = None, datasets: Text = None):
+    """Each dataset and each weight of a profile: present, partial or missing, where it was looked for, and
+    the command that gets it."""
+    from .commands import resources
+    from .experiment import load_profile
 
-    print(
-        data.status(load_profile(profile, device="cpu", root=root, networks=networks, datasets=datasets)).to_string(index=False)
-    )
+    run = load_profile(profile, device="cpu", root=root, networks=networks, datasets=datasets)
+    print(resources.status(run).to_string(index=False))
 
 
 @data_app.command()
 def fetch(
     names: Annotated[
-        list[str], typer.Argument(help="voc2012, coco2017, imagenet-s50, gcc3m, cc12m, or a checkpoint's file name")
+        list[str],
+        typer.Argument(help="voc2012, coco2017, imagenet-s50, gcc3m, cc12m, or a checkpoint's file name"),
     ],
     root: Annotated[Path, typer.Option(help="folder to unpack under")] = Path("data"),
 ):
     """Download what may be downloaded, resumed and checked; print the exact steps for the rest."""
-    from . import data
+    from .commands import resources
 
     for name in names:
-        print(data.fetch(name, root))
+        print(resources.fetch(name, root))
 
 
 @app.command()
 def promote(profile: ProfileOption = "demo"):
     """Copy a run's tables and figures to the committed results/ (what `make results` does)."""
-    from .reproduce import promote as copy
+    from .commands import notebooks
 
-    for path in copy(profile):
-        print(path)
+    print(*notebooks.promote(profile), sep="\n")
 
 
 @app.command()
@@ -165,60 +160,53 @@ def evaluate(
     profile: ProfileOption = "demo",
     networks: Text = None,
     datasets: Text = None,
-    root: Text = None,
-    pretrained: str = "profile",
-    limit: Annotated[int | None, typer.Option()] = None,
+    root: Root = None,
+    pretrained: Weights = "profile",
+    projection: Projected = None,
+    limit: Limit = None,
     device: Text = None,
-    out: Annotated[Path | None, typer.Option(help="write one CSV of rows per network and dataset into this folder")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="write one CSV of rows per network and dataset into this folder")
+    ] = None,
     ray: Annotated[
-        int, typer.Option(help="on so many Ray workers; parts are kept under --out, so that a stopped run goes on")
+        int,
+        typer.Option(
+            help="on so many Ray workers; parts are kept under --out, so that a stopped run goes on"
+        ),
     ] = 0,
 ):
-    """Score a method on every network and dataset of a profile and print a summary line for each; ECLIP by notebook 05's pairs."""
-    import eclip_lib as eclip
-    from eclip_lib.benchmarks import explainers_of
+    """Score a method on every network and dataset of a profile and print a summary line for each; ECLIP by
+    notebook 05's pairs."""
+    from .commands import scores
 
-    run = eclip.load_profile(
-        profile, networks=networks, datasets=datasets, root=root, pretrained=pretrained, limit=limit, device=device
+    parameters = _given(
+        pretrained, networks=networks, datasets=datasets, root=root, limit=limit, device=device
     )
-    if ray and not out:
-        raise ValueError("--ray needs --out, the folder where the parts are kept")
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-    for network in run.networks:
-
-        def load(network=network):
-            clip = run.load_clip(network)
-            return explainers_of(run, clip, [method])[method], clip
-
-        explain, clip = load()
-        for name in run.datasets:
-            if ray and out:
-                from eclip_lib import cluster
-
-                parts, gpus = out / f"{method}-{network}-{name}", int(run.device.startswith("cuda"))
-                rows = cluster.evaluate_parts(load, run.load_dataset(name), parts, method, ray, gpus, batch_size=run.batch_size)
-            else:
-                rows = eclip.evaluate(explain, run.load_dataset(name), clip, run.workers, run.batch_size)
-            if out:
-                rows.to_csv(out / f"{method}-{network}-{name}.csv", index=False)
-            s = eclip.summarize(rows, seed=run.seed)
-            numbers = f"mIoU {s.mIoU:.2f} (floor {s.floor:.2f}) mSC {s.mSC:.2f}, {s.images:.0f} images"
-            print(f"{run.title(network)} {name} {method}: {numbers}")
+    for line in scores.measure(method, profile, projection, out, ray, **parameters):
+        print(line)
 
 
 @app.command()
 def train(
-    data: Annotated[str, typer.Argument(help="scenes:COUNT, coco:ROOT, coco-train:ROOT, web:GLOB or csv:PATH")],
-    out: Annotated[Path, typer.Argument(help="the pair to write, .safetensors; its loss curve lies beside it as CSV")],
+    data: Annotated[
+        str, typer.Argument(help="scenes:COUNT, coco:ROOT, coco-train:ROOT, web:GLOB or csv:PATH")
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="the pair to write, .safetensors; its loss curve lies beside it as CSV")
+    ],
     network: str = "scenes-ViT-32",
     pretrained: str = "default",
     pooling: Annotated[str, typer.Option(help="attention, average, max or masked_max")] = "masked_max",
-    mask: Annotated[str, typer.Option(help="a timm ViT whose attention masks, for masked_max")] = "vit_base_patch16_224.dino",
-    mask_checkpoint: Annotated[str, typer.Option(help="a local file, e.g. MoCo v3's, or 'random'")] = "default",
+    mask: Annotated[
+        str, typer.Option(help="a timm ViT whose attention masks, for masked_max")
+    ] = "vit_base_patch16_224.dino",
+    mask_checkpoint: Annotated[
+        str, typer.Option(help="a local file, e.g. MoCo v3's, or 'random'")
+    ] = "default",
     cache: Annotated[str, typer.Option(help="folder of the pooled-feature cache")] = "runs/cache",
     views: Annotated[
-        int, typer.Option(help="augmented views of each image; the paper augments afresh in each of 10 epochs")
+        int,
+        typer.Option(help="augmented views of each image; the paper augments afresh in each of 10 epochs"),
     ] = 1,
     epochs: int = 10,
     batch_size: int = 1024,
@@ -227,65 +215,75 @@ def train(
     seed: int = 0,
     workers: int = 2,
     device: str = "cpu",
-    ray: Annotated[int, typer.Option(help="fill the cache on so many Ray workers, on whatever cluster RAY_ADDRESS names")] = 0,
+    ray: Annotated[
+        int, typer.Option(help="fill the cache on so many Ray workers, on whatever cluster RAY_ADDRESS names")
+    ] = 0,
 ):
-    """Train a pair of projections by masked max pooling (§3.3); `torchrun --no-python eclip train …` uses several GPUs."""
-    import torch.distributed as dist
+    """Train a pair of projections by masked max pooling (§3.3); `torchrun --no-python eclip train …` uses
+    several GPUs."""
+    from .commands import pairs
 
-    import eclip_lib as eclip
-    from eclip_lib import cache as caching
-    from eclip_lib import training
-    from eclip_lib.datasets.pairs import load_pairs
-
-    pairs = load_pairs(data)
-    out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before the work
-    masked = pooling == "masked_max"
-    pooling = "masked_max:mask" if masked else pooling
-
-    def load():
-        checkpoint = None if mask_checkpoint == "random" else mask_checkpoint
-        return eclip.load_clip(network, pretrained, device), {
-            "mask": eclip.load_attention(mask, checkpoint, device)
-        } if masked else {}
-
-    clip, masks = load()
-    if "RANK" in os.environ:  # under torchrun: the first rank fills the cache, the others find it full
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(days=7))
-        if dist.get_rank() > 0:
-            dist.barrier()
-    if ray:
-        from eclip_lib import cluster
-
-        gpus = 1 if device.startswith("cuda") else 0
-        features = cluster.cache_features(load, pairs, cache, ray, gpus, views=views, seed=seed)
-    else:
-        features = caching.cache_features(clip, pairs, cache, masks, views, seed=seed, workers=workers)
-    if dist.is_initialized() and dist.get_rank() == 0:
-        dist.barrier()
-    pair, history = training.train_pair(clip, features, pooling, epochs, batch_size, lr, seed=seed, init=init)
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        pair.save(out)
-        history.to_csv(out.with_suffix(".csv"), index=False)
-        print(f"{len(features)} pairs, loss {history['loss'].iloc[0]:.3f} to {history['loss'].iloc[-1]:.3f}; {out}")
+    model = {"network": network, "pretrained": pretrained, "device": device}
+    masked = {"mask": mask, "mask_checkpoint": mask_checkpoint} if pooling == "masked_max" else {}
+    features = {"cache": cache, "views": views, "workers": workers, "ray": ray}
+    settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "init": init, "seed": seed}
+    print(pairs.train(data, out, pooling, model, masked, features, settings), end="")
 
 
 @app.command()
-def bench(device: str = "cpu", out: Annotated[Path | None, typer.Option(help="also write the table as CSV")] = None):
+def bench(
+    device: str = "cpu", out: Annotated[Path | None, typer.Option(help="also write the table as CSV")] = None
+):
     """Measure speed and memory as ratios in one run."""
-    from .bench import bench as measure
-    from .bench_device import agreement
+    from .commands import bench as command
 
-    table = measure(device)
-    print(table.to_string(index=False))
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(out, index=False)
-        agreement().to_csv(out.with_name("agreement.csv"), index=False, float_format="%.5f")
+    print(command.run(device, out))
+
+
+# ---------------------------------------------------------------------- the boundary for errors
+
+
+def _note(message, category, filename, lineno, file=None, line=None):
+    if issubclass(category, UserWarning) and (text := f"note: {message}") not in _said:
+        _said.add(text)
+        print(text, file=sys.stderr)
+
+
+_said: set[str] = set()
 
 
 def main():
-    """Entry point of `eclip`: a user's mistake ends in one sentence, not in a traceback."""
-    try:
-        app()
-    except (ValueError, OSError) as error:
-        sys.exit(f"eclip: {error}")
+    """Entry point of `eclip`: whatever goes wrong ends in one sentence. `--debug` shows where."""
+    debug = "--debug" in sys.argv or os.environ.get("ECLIP_DEBUG")
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = _note
+        try:
+            app()
+        except Exception as error:
+            if debug:
+                raise
+            sys.exit(f"eclip: {_sentence(error)}")
+
+
+def _sentence(error):
+    """What a user reads: the sentence of a mistake; of anything else its kind and first line, and how to see
+    more."""
+    line = " ".join(str(error).split())
+    line = line if len(line) < 300 else line[:297] + "…"
+    if (
+        isinstance(error, OSError)
+        and error.filename
+        and not isinstance(error.filename, int)
+        and error.strerror
+    ):
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError | OSError):
+        return line
+    if "DataLoader worker" in line:
+        return "a process that decodes images was killed, mostly for lack of memory: run with fewer workers"
+    return (
+        f"an unexpected {type(error).__name__}: {line[:250]}; run it with --debug to see where, and report it"
+    )

@@ -1,24 +1,28 @@
-"""A pair of linear projections (φ_i, φ_t), CLIP's own or a learned one: all that CLIP and ECLIP differ in (paper §3.1, §3.3)."""
+"""A pair of linear projections (φ_i, φ_t), CLIP's own or a learned one: all that CLIP and ECLIP differ in
+(paper §3.1, §3.3)."""
 
 import json
-import os
 from pathlib import Path
 
+import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
+from . import files
+
 HUB_FILE = "projection.safetensors"
 
 
 class Projection(nn.Module, ModelHubMixin):
-    """A pair of linear projections (φ_i, φ_t): `.image` maps [..., C] to [..., D], `.text` maps [..., Ct] to [..., D].
+    """A pair of linear projections (φ_i, φ_t): `.image` maps [..., C] to [..., D], `.text` maps [..., Ct] to
+    [..., D].
 
-    `reads` says which image features the pair was made for, "tokens" or "feature_map"; `metadata` is a flat dict of
-    strings that travels with the saved file (network, weights, how it was trained). `push_to_hub(repo)`, `save_pretrained(folder)` and
-    `from_pretrained(repo or folder)` share it on the Hugging Face hub, with a card made from the metadata.
-    """
+    `reads` says which image features the pair was made for, "tokens" or "feature_map"; `metadata` is a flat
+    dict of strings that travels with the saved file (network, weights, how it was trained).
+    `push_to_hub(repo)`, `save_pretrained(folder)` and `from_pretrained(repo or folder)` share it on the
+    Hugging Face hub, with a card made from the metadata."""
 
     def __init__(self, image_width, text_width, width, image_bias=False, reads="tokens", metadata=None):
         super().__init__()
@@ -31,17 +35,17 @@ class Projection(nn.Module, ModelHubMixin):
     def save(self, path: str | Path) -> None:
         """Write the pair and its metadata as safetensors, atomically; the folder is made. Raises OSError."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        data = save(tensors, metadata={"projection": json.dumps({"reads": self.reads, **self.metadata})})
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(f"{path}.{os.getpid()}.partial")
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        files.write(
+            path, save(tensors, metadata={"projection": json.dumps({"reads": self.reads, **self.metadata})})
+        )
 
     @classmethod
     def load(cls, path: str | Path, clip=None) -> "Projection":
-        """Read a pair that `save` wrote; with `clip`, only one made for that network and its weights.
+        """Read a pair that `save` wrote; with `clip`, only one made for that network and its weights (by
+        their digest).
 
-        Raises FileNotFoundError, or ValueError where the file is no projection pair or belongs to another network."""
+        Raises FileNotFoundError, or ValueError where the file is no projection pair or belongs to another
+        network."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"no projection pair at {path}")
         try:
@@ -49,32 +53,87 @@ class Projection(nn.Module, ModelHubMixin):
                 metadata = json.loads((file.metadata() or {})["projection"])
             tensors = load_file(str(path))
             (width, text_width), image_width = tensors["text.weight"].shape, tensors["image.weight"].shape[1]
-            pair = cls(image_width, text_width, width, "image.bias" in tensors, metadata.pop("reads"), metadata)
+            pair = cls(
+                image_width, text_width, width, "image.bias" in tensors, metadata.pop("reads"), metadata
+            )
             pair.load_state_dict(tensors)
         except Exception as error:
-            raise ValueError(f"{path} is not a projection pair written by Projection.save: {error}") from error
-        made_for = (pair.metadata.get("network"), pair.metadata.get("weights"))
-        if clip is not None and made_for != (clip.network, clip.pretrained):
+            reason = str(error).splitlines()[0][:100]
             raise ValueError(
-                f"{path} was made for {made_for[0]} with weights {made_for[1]}, not for {clip.network} with {clip.pretrained}"
-            )
+                f"{path} is not a projection pair written by Projection.save ({reason})"
+            ) from error
+        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+            raise ValueError(f"{path}: weights that are not finite numbers; train the pair again")
+        if clip is not None:
+            pair.require_made_for(clip, path)
         return pair.requires_grad_(False)
+
+    @classmethod
+    def find(cls, where: str | Path, clip) -> "Projection":
+        """A pair for `clip` by a word: a file, a folder of pairs (the network's, as notebook 05 names it), or
+        a repository on the hub. Raises FileNotFoundError, ValueError, OSError."""
+        path = Path(where).expanduser()
+        if path.is_dir():
+            own = path / f"{clip.network}-ECLIP.safetensors"
+            return cls.load(own if own.is_file() else path / HUB_FILE, clip)
+        if path.is_file() or path.suffix == ".safetensors" or str(where).count("/") != 1:
+            return cls.load(path, clip)
+        try:
+            pair = cls.from_pretrained(str(where))
+        except Exception as error:
+            reason = str(error).splitlines()[0][:100]
+            raise FileNotFoundError(
+                f"no projection pair at {where}, here or on the hub ({reason})"
+            ) from error
+        pair.require_made_for(clip, where)
+        return pair.requires_grad_(False)
+
+    def require_made_for(self, clip, path="this pair"):
+        """Raise ValueError where the pair was trained for another network, or for other weights of it."""
+        network, weights = self.metadata.get("network"), self.metadata.get("weights")
+        made_for, own = (network, self.metadata.get("model", weights)), (clip.network, clip.pretrained)
+        if "model" in self.metadata:
+            own = (clip.network, clip.identity["model"])
+        if made_for != own:
+            same = (network, weights) == (clip.network, clip.pretrained)
+            other = ": other weights of the same name" if same else ""
+            raise ValueError(
+                f"{path} was made for {network} with weights {weights}, not for {clip.network} with "
+                f"{clip.pretrained}{other}"
+            )
 
     def _save_pretrained(self, save_directory):
         self.save(Path(save_directory, HUB_FILE))
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id, revision=None, cache_dir=None, force_download=False, token=None, local_files_only=False, **_
+        cls,
+        *,
+        model_id,
+        revision=None,
+        cache_dir=None,
+        force_download=False,
+        token=None,
+        local_files_only=False,
+        **_,
     ):
         if Path(model_id).is_dir():
             return cls.load(Path(model_id, HUB_FILE))
-        options = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download, "token": token}
+        options = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "token": token,
+        }
         return cls.load(hf_hub_download(model_id, HUB_FILE, local_files_only=local_files_only, **options))
 
     def generate_model_card(self, *args, **kwargs):
-        about = ModelCardData(tags=["clip", "eclip", "explainability"], license="mit", library_name="eclip_lib")
-        lines = "\n".join(f"| {name} | `{value}` |" for name, value in {"reads": self.reads, **self.metadata}.items())
+        about = ModelCardData(
+            tags=["clip", "eclip", "explainability"], license="mit", library_name="eclip_lib"
+        )
+        lines = "\n".join(
+            f"| {name} | `{value}` |" for name, value in {"reads": self.reads, **self.metadata}.items()
+        )
         return ModelCard(CARD.format(yaml=about.to_yaml(), network=self.metadata.get("network"), lines=lines))
 
 
@@ -83,9 +142,10 @@ CARD = """---
 ---
 # ECLIP's pair of projections for {network}
 
-A pair of linear projections (image, text) that takes the place of CLIP's own, so that the map of an image's tokens against a text lights up
-on what the text names, not on its opposite (*Exploring Visual Explanations for Contrastive Language-Image Pre-training*). CLIP itself is
-unchanged, and so is its recognition, which keeps its own pair.
+A pair of linear projections (image, text) that takes the place of CLIP's own, so that the map of an image's
+tokens against a text lights up on what the text names, not on its opposite (*Exploring Visual Explanations
+for Contrastive Language-Image Pre-training*). CLIP itself is unchanged, and so is its recognition, which
+keeps its own pair.
 
 | | |
 | --- | --- |
@@ -98,5 +158,6 @@ clip = eclip.load_clip("{network}")
 explain = eclip.explainer("eclip", clip, projection=eclip.Projection.from_pretrained(REPO))
 ```
 
-The pair fits this network with these weights alone; it was trained on captions and inherits what they leave out.
+The pair fits this network with these weights alone; it was trained on captions and inherits what they leave
+out.
 """

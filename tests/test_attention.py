@@ -1,4 +1,4 @@
-"""attention.py against q·k softmax written out, with and without fused attention, registers and other grids."""
+"""networks/attention.py against q·k softmax written out, fused or not, with registers, on other grids."""
 
 import pytest
 import timm
@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 import eclip_lib as eclip
-from eclip_lib.attention import moco_v3_state, resize_attention
+from eclip_lib.networks.attention import moco_v3_state, resize_attention
 
 NETWORKS = ["vit_small_patch16_224.dino", "vit_small_patch8_224.dino", "vit_small_patch14_reg4_dinov2"]
 
@@ -21,10 +21,9 @@ def by_hand(backbone, images):
     attn = model.blocks[-1].attn
     q, k, _ = attn.qkv(model.blocks[-1].norm1(x)).chunk(3, -1)
     width, maps = q.shape[-1] // attn.num_heads, []
-    for h in range(attn.num_heads):
-        s = slice(h * width, (h + 1) * width)
-        maps.append((q[:, :1, s] @ k[:, :, s].transpose(1, 2) / width**0.5).softmax(-1)[:, 0, model.num_prefix_tokens :])
-    return torch.stack(maps).mean(0)
+    for query, key in zip(q.split(width, -1), k.split(width, -1), strict=True):
+        maps.append((query[:, :1] @ key.transpose(1, 2) / width**0.5).softmax(-1))
+    return torch.stack(maps).mean(0)[:, 0, model.num_prefix_tokens :]
 
 
 @torch.no_grad()
@@ -66,9 +65,9 @@ def test_clips_own_attention_is_its_last_blocks():
 
 
 def test_resize_keeps_a_constant_and_the_identity():
-    a = torch.rand(2, 12)
+    a, constant = torch.rand(2, 12), torch.full((2, 12), 0.3)
     assert resize_attention(a, (3, 4), (3, 4)) is a
-    torch.testing.assert_close(resize_attention(torch.full((2, 12), 0.3), (3, 4), (7, 5)), torch.full((2, 35), 0.3))
+    torch.testing.assert_close(resize_attention(constant, (3, 4), (7, 5)), torch.full((2, 35), 0.3))
 
 
 @pytest.mark.parametrize("kind", ["base_encoder", "momentum_encoder"])
@@ -77,7 +76,7 @@ def test_moco_v3_files_are_mapped(tmp_path, kind):
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0)
     state = {f"module.{kind}.{k}": v for k, v in model.state_dict().items()}
     state |= {f"module.{kind}.head.0.weight": torch.zeros(2, 2), "module.predictor.0.weight": torch.zeros(2)}
-    torch.save({"epoch": 300, "arch": "vit_base", "state_dict": state, "optimizer": {}}, tmp_path / "moco.pth.tar")
+    torch.save({"epoch": 300, "state_dict": state, "optimizer": {}}, tmp_path / "moco.pth.tar")
     backbone = eclip.load_attention("vit_tiny_patch16_224", tmp_path / "moco.pth.tar")
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in backbone.model.state_dict().items())
 

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from export import write_coco, write_imagenet_s, write_voc
 from PIL import Image
 
 import eclip_lib as eclip
 from eclip_lib.datasets import imagenet_s
-from eclip_lib.datasets.export import write_coco, write_imagenet_s, write_voc
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,8 @@ def test_imagenet_s_reads_what_was_written(tmp_path, examples):
 
 def test_imagenet_s_ids_above_255_do_not_overflow(tmp_path, examples, monkeypatch):
     write_imagenet_s(tmp_path, examples[:1])
-    monkeypatch.setattr(imagenet_s, "SYNSETS", {**imagenet_s.SYNSETS, **{f"n9{k:07d}": f"more {k}" for k in range(500)}})
+    more = {f"n9{k:07d}": f"more {k}" for k in range(500)}
+    monkeypatch.setattr(imagenet_s, "SYNSETS", imagenet_s.SYNSETS | more)
     path = next(tmp_path.glob("validation-segmentation/*/*.png"))
     labels = np.zeros((224, 224, 3), np.uint8)
     labels[:100, :, 0], labels[:100, :, 1] = 300 - 256, 1
@@ -60,43 +61,33 @@ def test_coco_crowds_and_instances_become_one_mask(tmp_path, examples):
     first = about["annotations"][0]
     crowd = {"size": [224, 224], "counts": [0, 224 * 10, 224 * 214]}  # the ten columns at the left
     square = [[200, 200, 220, 200, 220, 220, 200, 220]]
-    about["annotations"] += [
-        {"id": 900, "image_id": first["image_id"], "category_id": first["category_id"], "iscrowd": 1, "segmentation": crowd},
-        {"id": 901, "image_id": first["image_id"], "category_id": first["category_id"], "iscrowd": 0, "segmentation": square},
-    ]
+    same_object = {name: first[name] for name in ("image_id", "category_id")}
+    about["annotations"] += [same_object | {"id": 900, "iscrowd": 1, "segmentation": crowd}]
+    about["annotations"] += [same_object | {"id": 901, "iscrowd": 0, "segmentation": square}]
     path.write_text(json.dumps(about))
     example = eclip.load_dataset("coco2017", tmp_path)[0]
     mask = example.masks[{c["id"]: c["name"] for c in about["categories"]}[first["category_id"]]]
     assert mask[:, :10].all() and mask[205:215, 205:215].all() and not example.void.any()
 
 
-def broken(kind, root):
-    voc = root / "VOCdevkit" / "VOC2012"
-    first = sorted((voc / "JPEGImages").glob("*.jpg"))[0]
-    label = voc / "SegmentationClass" / f"{first.stem}.png"
-    if kind == "no image":
-        first.unlink()
-    elif kind == "no listing":
-        (voc / "ImageSets" / "Segmentation" / "val.txt").unlink()
-    elif kind == "empty listing":
-        (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("\n")
-    elif kind == "truncated image":
-        first.write_bytes(first.read_bytes()[:2000])
-    elif kind == "small mask":
-        Image.new("P", (10, 10)).save(label)
-    elif kind == "colour mask":
-        Image.new("RGB", (224, 224)).save(label)
-    elif kind == "unknown label":
-        Image.fromarray(np.full((224, 224), 77, np.uint8)).save(label)
+BREAK = {  # what is damaged, and whether that is seen at once
+    "no image": (lambda photo, label, listing: photo.unlink(), True),
+    "no listing": (lambda photo, label, listing: listing.unlink(), True),
+    "empty listing": (lambda photo, label, listing: listing.write_text("\n"), True),
+    "truncated image": (lambda photo, label, listing: photo.write_bytes(photo.read_bytes()[:2000]), False),
+    "small mask": (lambda photo, label, listing: Image.new("P", (10, 10)).save(label), False),
+    "colour mask": (lambda photo, label, listing: Image.new("RGB", (224, 224)).save(label), False),
+    "unknown label": (lambda photo, label, listing: Image.new("L", (224, 224), 77).save(label), False),
+}
 
 
-@pytest.mark.parametrize(
-    "kind", ["no image", "no listing", "empty listing", "truncated image", "small mask", "colour mask", "unknown label"]
-)
+@pytest.mark.parametrize("kind", BREAK)
 def test_a_damaged_voc_tree_names_the_file(tmp_path, examples, kind):
     write_voc(tmp_path, examples)
-    broken(kind, tmp_path)
-    at_once = kind in ("no image", "no listing", "empty listing")
+    voc, (damage, at_once) = tmp_path / "VOCdevkit" / "VOC2012", BREAK[kind]
+    photo = min((voc / "JPEGImages").glob("*.jpg"))
+    label = voc / "SegmentationClass" / f"{photo.stem}.png"
+    damage(photo, label, voc / "ImageSets" / "Segmentation" / "val.txt")
     with pytest.raises((ValueError, FileNotFoundError), match=r"\.jpg|\.png|val\.txt"):
         dataset = eclip.load_dataset("voc2012", tmp_path)
         assert not at_once
@@ -109,7 +100,11 @@ def test_a_damaged_coco_tree_names_the_file(tmp_path, examples):
     good = path.read_text()
     about = json.loads(good)
     about["annotations"][0]["category_id"] = 12345
-    for text, message in ((good[:-100], "instances_val2017"), ("{}", "instances_val2017"), (json.dumps(about), "12345")):
+    for text, message in (
+        (good[:-100], "instances_val2017"),
+        ("{}", "instances_val2017"),
+        (json.dumps(about), "12345"),
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             eclip.load_dataset("coco2017", tmp_path)
@@ -150,7 +145,8 @@ def test_real_coco_sample(samples):
     dataset = eclip.load_dataset("coco2017", samples / "coco")
     assert len(dataset) == 79 and len(dataset.classes) == 80 and dataset.classes[0] == "person"
     example = dataset[0]
-    assert example.image_id == "000000000139" and all(m.shape == example.image.size[::-1] for m in example.masks.values())
+    assert example.image_id == "000000000139"
+    assert {mask.shape for mask in example.masks.values()} == {example.image.size[::-1]}
 
 
 def test_real_voc_sample(samples):

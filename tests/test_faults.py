@@ -1,4 +1,4 @@
-"""Killed, crowded and read-only: what is computed stays, what is rerun is equal. Same seed, same machine, same numbers."""
+"""Killed, crowded and read-only: what is computed stays, what is rerun is equal. Same seed, same numbers."""
 
 import os
 import signal
@@ -12,17 +12,32 @@ import pandas as pd
 import pytest
 import torch
 from test_bad_input import run
+from torch.utils.data import get_worker_info
 
 import eclip_lib as eclip
-from eclip_lib import bench_device
-from eclip_lib import cache as caching
-from eclip_lib.datasets.pairs import ScenePairs
+from eclip_lib import cli, training
+from eclip_lib import feature_cache as caching
+from eclip_lib.commands import bench
+from eclip_lib.datasets.image_text import ScenePairs
+from eclip_lib.datasets.scenes import Scenes
 
 TRAIN = ["scenes:64", "--epochs", "60", "--batch-size", "16", "--pooling", "max", "--workers", "0"]
+EVALUATE = ["evaluate", "clip", "--networks", "scenes-ViT-32", "--datasets", "scenes"]
+
+SLOW = """import time
+from eclip_lib import training
+old = training.batches
+def batches(*a):
+    time.sleep(.05)
+    yield from old(*a)
+training.batches = batches
+"""
 
 
 def start(code):
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
 
 
 def kill_when(job, ready):
@@ -37,17 +52,27 @@ def kill_when(job, ready):
 
 def test_a_killed_training_runs_again_to_the_same_pair(tmp_path, monkeypatch):
     def command(folder):
-        return ["train", *TRAIN[:1], str(folder / "pair.safetensors"), *TRAIN[1:], "--cache", str(folder / "cache")]
+        return [
+            "train",
+            *TRAIN[:1],
+            str(folder / "pair.safetensors"),
+            *TRAIN[1:],
+            "--cache",
+            str(folder / "cache"),
+        ]
 
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     cut.mkdir(), whole.mkdir()
-    slow = "import time\nfrom eclip_lib import training\nold = training.batches\ndef batches(*a):\n    time.sleep(.05)\n    yield from old(*a)\ntraining.batches = batches\n"
-    job = start(f"{slow}import sys\nsys.argv = ['eclip', *{command(cut)!r}]\nfrom eclip_lib.cli import main\nmain()")
+    job = start(
+        f"{SLOW}import sys\nsys.argv = ['eclip', *{command(cut)!r}]\nfrom eclip_lib.cli import main\nmain()"
+    )
     kill_when(job, lambda: list(cut.glob("cache/*/manifest.json")))
     assert not (cut / "pair.safetensors").exists()
     for folder in (cut, whole):
         assert run(monkeypatch, *command(folder)) is None
-    ours, theirs = (eclip.Projection.load(folder / "pair.safetensors").state_dict() for folder in (cut, whole))
+    ours, theirs = (
+        eclip.Projection.load(folder / "pair.safetensors").state_dict() for folder in (cut, whole)
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     columns = ["epoch", "loss", "lr"]
     pd.testing.assert_frame_equal(*(pd.read_csv(folder / "pair.csv")[columns] for folder in (cut, whole)))
@@ -63,11 +88,13 @@ def notebook(path, source):
 
 
 def test_a_killed_reproduction_goes_on_at_the_notebook_it_was_in(tmp_path):
-    save = "import pathlib, time\npath = pathlib.Path(out, '{0}.csv')\npath.with_suffix('.begun').touch()\ntime.sleep({1})\npath.write_text('{0}')"
+    save = "import pathlib, time\npath = pathlib.Path(out, '{0}.csv')\npath.with_suffix('.begun').touch()\n"
+    save += "time.sleep({1})\npath.write_text('{0}')"
     for number, wait in ((0, 0), (1, 4), (2, 0)):
         notebook(tmp_path / f"0{number}_part.ipynb", save.format(number, wait))
-    code = f"import pathlib\nfrom eclip_lib import reproduce\nreproduce.NOTEBOOKS = pathlib.Path({str(tmp_path)!r})\n"
-    code += f"print(reproduce.reproduce(out={str(tmp_path / 'run')!r}))"
+    code = "import pathlib\nfrom eclip_lib.commands import notebooks\n"
+    code += f"notebooks.NOTEBOOKS = pathlib.Path({str(tmp_path)!r})\n"
+    code += f"print(notebooks.reproduce(out={str(tmp_path / 'run')!r}))"
     kill_when(start(code), (tmp_path / "run" / "1.begun").exists)
     assert (tmp_path / "run" / "0.csv").exists() and not (tmp_path / "run" / "1.csv").exists()
     again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -75,14 +102,20 @@ def test_a_killed_reproduction_goes_on_at_the_notebook_it_was_in(tmp_path):
     assert [(tmp_path / "run" / f"{n}.csv").read_text() for n in range(3)] == ["0", "1", "2"]
 
 
+WRITER = """import torch, eclip_lib as eclip
+from eclip_lib.datasets.image_text import ScenePairs
+torch.set_num_threads(1)
+clip = eclip.load_clip("scenes-ViT-32", None)
+assert len(eclip.cache_features(clip, ScenePairs(count=64, size=4), {!r}, batch_size=4)) == 64
+"""
+
+
 def test_two_processes_on_one_cache_do_not_disturb_each_other(tmp_path):
-    code = (
-        "import torch\ntorch.set_num_threads(1)\nimport eclip_lib as eclip\nfrom eclip_lib import cache\nfrom eclip_lib.datasets.pairs import ScenePairs\n"
-        "made = cache.cache_features(eclip.load_clip('scenes-ViT-32', None), ScenePairs(count=64, size=4), {!r}, batch_size=4)\nassert len(made) == 64"
-    )
-    jobs = [start(code.format(str(tmp_path / "both"))) for _ in range(2)] + [start(code.format(str(tmp_path / "alone")))]
+    jobs = [start(WRITER.format(str(tmp_path / name))) for name in ("both", "both", "alone")]
     assert [job.wait(120) for job in jobs] == [0, 0, 0]
-    both, alone = ({p.name: p.read_bytes() for p in (tmp_path / name).glob("*/*")} for name in ("both", "alone"))
+    both, alone = (
+        {p.name: p.read_bytes() for p in (tmp_path / name).glob("*/*")} for name in ("both", "alone")
+    )
     assert both == alone
 
 
@@ -93,19 +126,32 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         ["explain", tmp_path / "scene.png", "a circle", "--out", "/proc/eclip/out.png"],
         ["reproduce", "--out", "/proc/eclip"],
         ["train", *TRAIN[:1], tmp_path / "pair.safetensors", *TRAIN[1:], "--cache", "/proc/eclip"],
-        ["evaluate", "clip", "--networks", "scenes-ViT-32", "--datasets", "scenes", "--limit", "2", "--out", "/proc/eclip"],
+        [*EVALUATE, "--limit", "2", "--out", "/proc/eclip"],
     ):
         said = run(monkeypatch, *command)
         assert said and said.startswith("eclip: ") and "\n" not in said and "/proc/eclip" in said, said
 
 
+def test_a_killed_worker_is_one_sentence(tmp_path, monkeypatch):
+    def die(*_):
+        assert get_worker_info()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(ScenePairs, "open", die)
+    monkeypatch.setattr(Scenes, "example", die)
+    train = ["train", *TRAIN[:1], tmp_path / "pair.safetensors", *TRAIN[1:-1], 1, "--cache", tmp_path]
+    for command in (train, EVALUATE):
+        assert "a process that decodes images was killed" in run(monkeypatch, *command)
+    caught_anywhere = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    assert "a process that decodes images was killed" in cli._sentence(caught_anywhere)
+
+
 def test_the_same_seed_gives_the_same_numbers(tmp_path):
     def numbers(folder):
         clip = eclip.load_clip("scenes-ViT-32")
-        rows = eclip.evaluate(eclip.explainer("clip", clip), eclip.load_dataset("scenes", limit=20), clip, workers=2)
+        dataset = eclip.load_dataset("scenes", limit=20)
+        rows = eclip.evaluate(eclip.explainer("clip", clip), dataset, clip, workers=2)
         cache = caching.cache_features(clip, ScenePairs(count=32), folder, augment="deit", workers=2)
-        from eclip_lib import training
-
         pair, history = training.train_pair(clip, cache, "max", epochs=3, batch_size=8, seed=1)
         return rows, history["loss"], pair.state_dict()
 
@@ -114,7 +160,7 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path):
 
 
 def test_what_differs_across_settings_is_small():
-    table = bench_device.agreement(images=40).set_index("setting")
+    table = bench.agreement(images=40).set_index("setting")
     assert (table.loc["1 thread", ["mIoU", "mSC"]] < 0.1).all()
     assert (table.loc["bf16", ["mIoU", "mSC"]] < 2).all()
     if torch.cuda.is_available():

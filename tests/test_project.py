@@ -29,7 +29,9 @@ def test_conda_and_pip_name_the_same_packages_and_versions():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     listed = dict(line.split("==") for line in next(d["pip"] for d in environment if isinstance(d, dict)))
     assert {plain(name) for name in listed} == wanted
-    assert {plain(name): version for name, version in listed.items()} == {name: pins()[name] for name in wanted}
+    assert {plain(name): version for name, version in listed.items()} == {
+        name: pins()[name] for name in wanted
+    }
 
 
 def test_the_quoted_tables_are_consistent_but_for_the_known_errata():

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import eclip_lib as eclip
-from eclip_lib import controlled, shift
+from eclip_lib import shift
+from eclip_lib.studies import semantic_shift as study
+from eclip_lib.studies.controlled_scenes import conditions
 
 
 def features(images=2, grid=(2, 3), width=5, seed=0):
@@ -32,16 +34,19 @@ def slow_position(column, pooled):
 def slow_statistics(f, projection, foreground):
     for b in range(len(f.tokens)):
         values = projection.image(f.tokens[b])
-        pooled = {"max": values.amax(0), "average": values.mean(0), "attention": projection.image(f.class_token[b])}
-        place = {k: [slow_position(values[:, d], v[d]) for d in range(values.shape[1])] for k, v in pooled.items()}
-        assert place["max"] == [int(values[:, d].argmax()) for d in range(values.shape[1])]
+        pooled = {"max": values.amax(0), "average": values.mean(0)}
+        pooled["attention"] = projection.image(f.class_token[b])
+        closest = lambda p: [slow_position(*both) for both in zip(values.T, p, strict=True)]  # noqa
+        place = {name: closest(value) for name, value in pooled.items()}
+        assert place["max"] == [int(column.argmax()) for column in values.T]
         result = {"B2F": 0, "F2B": 0, "same": 0}
         for top, other in zip(place["max"], place["attention"], strict=True):
             was, now = bool(foreground[b, top]), bool(foreground[b, other])
             result["B2F" if now and not was else "F2B" if was and not now else "same"] += 1
         for name, where in place.items():
             result[f"distinct_{name}"] = len(set(where)) / min(len(values), values.shape[1])
-            steps = [math.dist(divmod(p, f.grid[1]), divmod(q, f.grid[1])) for p, q in zip(where, place["max"], strict=True)]
+            cells = [[divmod(p, f.grid[1]) for p in places] for places in (where, place["max"])]
+            steps = [math.dist(*both) for both in zip(*cells, strict=True)]
             result[f"distance_{name}"] = sum(steps) / len(steps)
         yield result
 
@@ -91,13 +96,14 @@ def test_left_out_channels_do_not_count():
 
 def test_rows_agree_with_the_evaluation():
     clip, dataset = eclip.load_clip("scenes-ViT-32", None), eclip.load_dataset("scenes", limit=6)
-    rows = shift.shift_rows(dataset, clip, batch_size=4)
-    other = eclip.evaluate(eclip.explainer("clip", clip), dataset, clip).groupby("image_id")["score_contrast"].mean()
+    rows = study.shift_rows(dataset, clip, batch_size=4)
+    scored = eclip.evaluate(eclip.explainer("clip", clip), dataset, clip)
+    other = scored.groupby("image_id")["score_contrast"].mean()
     np.testing.assert_allclose(rows.set_index("image_id")["mSC"], other.loc[rows["image_id"]], atol=1e-4)
     assert (rows[["B2F", "F2B", "same"]].sum(axis=1) == 128).all() and (rows["distance_max"] == 0).all()
-    table = shift.by_size(rows)
-    assert list(table["size"]) == list(shift.SIZES) and table["images"].iloc[:3].sum() == pytest.approx(100)
-    assert shift.by_size(rows, "background")["images"].iloc[3] == pytest.approx(100)
+    table = study.by_size(rows)
+    assert list(table["size"]) == list(study.SIZES) and table["images"].iloc[:3].sum() == pytest.approx(100)
+    assert study.by_size(rows, "background")["images"].iloc[3] == pytest.approx(100)
 
 
 def test_rank_correlation_is_spearmans():
@@ -106,17 +112,20 @@ def test_rank_correlation_is_spearmans():
     rng = np.random.default_rng(0)
     x = rng.random(60)
     y = x + rng.random(60)
-    rho, low, high = shift.rank_correlation(x, y, resamples=200)
+    rho, low, high = study.rank_correlation(x, y, resamples=200)
     assert rho == pytest.approx(spearmanr(x, y).statistic) and low < rho < high
 
 
 def test_controlled_scenes_change_one_thing():
-    made = controlled.conditions(count=4)
+    made = conditions(count=4)
     for experiment in made.values():
         ids = [[e.image_id for e in dataset] for dataset in experiment.values()]
         assert all(i == ids[0] for i in ids)
     plain, busy = (made["background"][k][0] for k in ("plain", "busy"))
-    assert all((plain.masks[n] == busy.masks[n]).all() for n in plain.masks) and plain.image.tobytes() != busy.image.tobytes()
+    assert (
+        all((plain.masks[n] == busy.masks[n]).all() for n in plain.masks)
+        and plain.image.tobytes() != busy.image.tobytes()
+    )
     areas = [sum(m.sum() for m in dataset[1].masks.values()) for dataset in made["size"].values()]
     assert areas == sorted(areas) and areas[2] > 3 * areas[0]
     assert [len(dataset[2].masks) for dataset in made["objects"].values()] == [1, 3]

@@ -1,4 +1,5 @@
-"""What every dataset is: a sequence of `Example`s with a list of class names."""
+"""What every dataset is: a sequence of `Example`s with a list of class names; and how every picture is
+read."""
 
 import copy
 from collections.abc import Sequence
@@ -8,20 +9,29 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from .. import files
+
 
 @dataclass(frozen=True)
 class Example:
-    """One annotated image. `masks`: class name -> bool [H, W]; `void`: bool [H, W], pixels that count neither way."""
+    """One annotated image. `masks`: class name -> bool [H, W]; `void`: bool [H, W], pixels that count neither
+    way."""
 
     image_id: str
     image: Image.Image
     masks: dict[str, np.ndarray]
     void: np.ndarray | None = None
 
+    @property
+    def largest(self) -> str:
+        """The class that covers most of the image."""
+        return max(self.masks, key=lambda name: self.masks[name].sum())
+
 
 class Dataset(Sequence):
-    """A sequence of `Example`s. `name` and `classes` (in the dataset's own order) describe it; `items` holds what one
-    example needs, and `example(item)` reads it. The constructor finds out what is missing before any work starts."""
+    """A sequence of `Example`s. `name` and `classes` (in the dataset's own order) describe it; `items` holds
+    what one example needs, and `example(item)` reads it from the files `sources(item)`. The constructor finds
+    out what is missing before any work starts."""
 
     name: str
     classes: list[str]
@@ -32,6 +42,20 @@ class Dataset(Sequence):
 
     def __getitem__(self, index):
         return self.example(self.items[index])
+
+    def example(self, item) -> Example:
+        raise NotImplementedError
+
+    def sources(self, item) -> list[Path]:
+        """The files that an example is read from; none where it is made."""
+        return []
+
+    @property
+    def identity(self):
+        """What decides an evaluation on this dataset, as JSON's types: its items and the state of their
+        files."""
+        items = [[str(item), *map(files.stamp, self.sources(item))] for item in self.items]
+        return {"dataset": self.name, "items": files.digest([list(self.classes), items]), "images": len(self)}
 
     def first(self, limit: int | None) -> "Dataset":
         """The same dataset cut to its first `limit` items (None keeps all)."""
@@ -46,33 +70,81 @@ class Dataset(Sequence):
         return part
 
 
+def examples(dataset: Dataset, count: int, start: int = 0) -> list[Example]:
+    """The first `count` annotated images from `start` on, of which each brings a class not shown before where
+    there is one."""
+    chosen: list[Example] = []
+    spare: list[Example] = []
+    seen: set[str] = set()
+    for index in range(start, min(len(dataset), start + 10 * count)):
+        example = dataset[index]
+        if not example.masks:
+            continue
+        fresh = [name for name in example.masks if name not in seen]
+        (chosen if fresh else spare).append(example)
+        seen |= set(example.masks)
+        if len(chosen) == count:
+            break
+    return (chosen + spare)[:count]
+
+
 def require(path, dataset, layout):
-    """Return `path`, or raise FileNotFoundError that says which dataset lacks it and which layout is expected."""
+    """Return `path`, or raise FileNotFoundError that says which dataset lacks it and which layout is
+    expected."""
     if not Path(path).exists():
-        raise FileNotFoundError(f"{dataset}: {path} is missing. Expected {layout}. See data/README.md for how to get it.")
+        raise FileNotFoundError(
+            f"{dataset}: {path} is missing. Expected {layout}. See data/README.md for how to get it."
+        )
     return Path(path)
 
 
-def read_image(path, mode="RGB", upright=False):
-    """Decode an image whole; of an animated one the first frame. mode "RGB" converts (16 bits are scaled to 8); None keeps the file's own
-    mode (label images). upright: turned as its EXIF orientation says, for photos; masks lie on the file's own pixels. Raises
-    ValueError naming a corrupt file."""
+def read_image(path, mode="RGB", upright=True, name=None):
+    """Decode an image whole -> PIL image of 8 bits; of an animated one the first frame.
+
+    path: a file, or its bytes as a file object with `name` for messages. mode "RGB" converts: more bits are
+    scaled to 8, transparent pixels are white. None keeps the file's own mode (label images). upright: turned
+    as its EXIF orientation says, for photos; masks lie on the file's own pixels. Raises FileNotFoundError, or
+    ValueError that names a file that is no picture."""
+    name = name or path
     try:
         with Image.open(path) as image:
             image.load()
-            image = ImageOps.exif_transpose(image) if upright else image
-            if mode and image.mode.startswith("I"):  # Pillow would clip at 255
-                image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-            return image.convert(mode) if mode else image.copy()
+            kind = image.format
+            image = ImageOps.exif_transpose(image) if upright else image.copy()
     except FileNotFoundError:
         raise
     except Exception as error:
+        reason = str(error).replace(str(path), "it")
         raise ValueError(
-            f"{path} cannot be read as an image ({error}); download it again or remove it from the list"
+            f"{name} cannot be read as an image ({reason}); download it again or remove it from the list"
         ) from error
+    if mode is None:
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _eight_bits(image, kind, name)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def _eight_bits(image, kind, name):
+    """A picture of one channel of floats or of more than 8 bits -> 8 bits; Pillow would clip it."""
+    values = np.asarray(image, dtype=np.float64)
+    low, high = values.min(), values.max()
+    sixteen = image.mode.startswith("I;16") or kind == "PNG"  # a PNG has no more
+    top = 65535 if sixteen else 1 if image.mode == "F" and high <= 1 else 255 if high <= 255 else 65535
+    if not (low >= 0 and high <= top):  # false for nan as well
+        raise ValueError(
+            f"{name} holds values from {low:g} to {high:g}, not of 0 to 1, 8 or 16 bits; convert it to 8 "
+            "bits first"
+        )
+    return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
 
 
 def check_size(mask, image, path):
     """Raise ValueError where a mask [H, W] and its image (PIL) differ in size."""
     if mask.shape != image.size[::-1]:
-        raise ValueError(f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, its image {image.width}x{image.height}")
+        raise ValueError(
+            f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, its image {image.width}x{image.height}"
+        )

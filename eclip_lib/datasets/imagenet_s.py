@@ -6,14 +6,17 @@ import numpy as np
 
 from .base import Dataset, Example, check_size, read_image, require
 
-LAYOUT = "root/validation/<synset>/*.JPEG and root/validation-segmentation/<synset>/*.png (ImageNet-S50's own layout)"
+LAYOUT = "root/validation/<synset>/*.JPEG and root/validation-segmentation/<synset>/*.png (its own layout)"
 VOID = 1000
 # class id = line number, from 1: the 50 synsets in sorted order, each with the words its prompt uses
-SYNSETS = dict(line.split("\t") for line in Path(__file__).with_name("imagenet_s50.tsv").read_text().splitlines())
+SYNSETS = dict(
+    line.split("\t") for line in Path(__file__).with_name("imagenet_s50.tsv").read_text().splitlines()
+)
 
 
 class ImageNetS50(Dataset):
-    """`root` is the folder ImageNetS50, or the one that holds it. Masks are RGB images whose class id is R + 256 G: 0 other, 1 to 50, 1000 void."""
+    """`root` is the folder ImageNetS50, or the one that holds it. Masks are RGB images whose class id is R +
+    256 G: 0 other, 1 to 50, 1000 void."""
 
     name, classes = "imagenet-s50", list(SYNSETS.values())
 
@@ -22,17 +25,29 @@ class ImageNetS50(Dataset):
         root = root / "ImageNetS50" if (root / "ImageNetS50").is_dir() else root
         self.images = require(root / "validation", self.name, LAYOUT)
         self.labels = require(self.images.parent / "validation-segmentation", self.name, LAYOUT)
-        self.items = sorted(p.relative_to(self.images) for p in self.images.glob("*/*.JPEG"))
+        pictures = (p for p in self.images.glob("*/*.JPEG") if not p.name.startswith("._"))
+        self.items = sorted(p.relative_to(self.images) for p in pictures)
         if not self.items:
-            raise FileNotFoundError(f"{self.name}: no image in {self.images}. Expected {LAYOUT}. See data/README.md.")
+            raise FileNotFoundError(
+                f"{self.name}: no image in {self.images}. Expected {LAYOUT}. See data/README.md."
+            )
         for item in self.items:
             if item.parts[0] not in SYNSETS:
-                raise ValueError(f"{self.images / item}: {item.parts[0]} is not one of the 50 synsets of ImageNet-S50")
+                raise ValueError(
+                    f"{self.images / item}: {item.parts[0]} is not one of the 50 synsets of ImageNet-S50"
+                )
             require(self.labels / item.with_suffix(".png"), self.name, LAYOUT)
 
+    def sources(self, item):
+        return [self.images / item, self.labels / item.with_suffix(".png")]
+
     def example(self, item):
-        image, path = read_image(self.images / item), self.labels / item.with_suffix(".png")
-        colours = np.asarray(read_image(path)).astype(np.int32)  # before the product: 256 G overflows uint8
+        photo, path = self.sources(item)
+        image = read_image(photo, upright=False)
+        mask = read_image(path, mode=None, upright=False)
+        if mask.mode != "RGB":
+            raise ValueError(f"{path} is no RGB image (its class id would be R + 256 G); get the file again")
+        colours = np.asarray(mask).astype(np.int32)  # before the product: 256 G overflows uint8
         labels = colours[..., 0] + 256 * colours[..., 1]
         check_size(labels, image, path)
         present = sorted(set(np.unique(labels).tolist()) - {0, VOID})

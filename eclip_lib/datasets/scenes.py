@@ -1,14 +1,14 @@
 """The demo world: rendered scenes with captions and exact per-class masks.
 
-A scene is 1 to 3 objects of 16 classes on one of 8 background patterns in 12 colours, drawn at 224x224 from a `Layout`
-that is itself drawn from (seed, index). Two levels come from the same code: `plain`, and `cluttered` (unnamed
-distractors, blotched two-pattern backgrounds, smaller objects), where a mask has something to suppress. Every class has
-its own shape, its own fill pattern and its own pair of typical colours; `colours="swapped"` hands every class the colours
-of another one, which shows how much of the recognition is colour, and `colours="mixed"` gives three in ten objects any two.
+A scene is 1 to 3 objects of 16 classes on one of 8 background patterns in 12 colours, drawn at 224x224 from a
+`Layout` that is itself drawn from (seed, index). Two levels come from the same code: `plain`, and `cluttered`
+(unnamed distractors, blotched two-pattern backgrounds, smaller objects), where a mask has something to
+suppress. Every class has its own shape, its own fill pattern and its own pair of typical colours;
+`colours="swapped"` hands every class the colours of another one, which shows how much of the recognition is
+colour, and `colours="mixed"` gives three in ten objects any two.
 
-Deterministic on any machine: arrays only ever see additions, products, comparisons and square roots (exact in IEEE 754),
-and everything that comes from a library's sine or exponential is rounded before it is used.
-"""
+Deterministic on any machine: arrays only ever see additions, products, comparisons and square roots (exact in
+IEEE 754), and everything that comes from a library's sine or exponential is rounded before it is used."""
 
 import math
 from dataclasses import dataclass, replace
@@ -17,19 +17,21 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .base import Dataset, Example
-from .palette import CLASSES, COLOURS, PATTERNS, TYPICAL
-from .shapes import DISTRACTORS, FILLS, OUTLINES, dots, stripes
+from .shapes import CLASSES, COLOURS, DISTRACTORS, FILLS, OUTLINES, PATTERNS, TYPICAL, dots, stripes
 
 SIZE = 224
 COLOURINGS = ["typical", "mixed", "swapped"]
 SEEDS = {"train": 1, "validation": 2, "test": 3}  # the splits are disjoint because their seeds are
-PRETRAINING = 100_000  # scenes of the train split that the mini CLIPs were trained on; later ones are new to them
+PRETRAINING = (
+    100_000  # scenes of the train split that the mini CLIPs were trained on; later ones are new to them
+)
 SMALLEST = 240  # visible pixels below which an object is neither labelled nor named
 
 
 @dataclass(frozen=True)
 class Level:
-    """How hard a world is: nominal object areas (share of the image), most distractors, share of blotched background."""
+    """How hard a world is: nominal object areas (share of the image), most distractors, share of blotched
+    background."""
 
     area: tuple[float, float]
     clutter: int = 0
@@ -41,7 +43,8 @@ LEVELS = {"plain": Level((0.03, 0.5)), "cluttered": Level((0.015, 0.2), clutter=
 
 @dataclass(frozen=True)
 class Object:
-    """One object: centre and radius in pixels, angle in radians, aspect, mirrored or not, two fill colours (RGB)."""
+    """One object: centre and radius in pixels, angle in radians, aspect, mirrored or not, two fill colours
+    (RGB)."""
 
     name: str
     x: float
@@ -59,7 +62,8 @@ class Object:
 
 @dataclass(frozen=True)
 class Background:
-    """One background: pattern name, colour name, two RGB colours, angle, period in pixels, phase, noise cells."""
+    """One background: pattern name, colour name, two RGB colours, angle, period in pixels, phase, noise
+    cells."""
 
     pattern: str
     colour: str
@@ -97,7 +101,7 @@ class Scene:
         return {o.name: self.labels == 1 + CLASSES.index(o.name) for o in self.objects}
 
 
-# ---------------------------------------------------------------------------------------------------- layouts
+# ---------------------------------------------------------------------- layouts
 
 
 def _shade(rng, colour, spread):
@@ -107,10 +111,16 @@ def _shade(rng, colour, spread):
 def _background(rng):
     pattern, colour = PATTERNS[rng.integers(len(PATTERNS))], list(COLOURS)[rng.integers(len(COLOURS))]
     first = _shade(rng, colour, 22)
-    second = np.clip(first + np.round(rng.choice([-1, 1]) * rng.uniform(25, 80) + rng.normal(0, 15, 3)), 0, 255)
-    angle, period, phase = (round(v, 3) for v in (rng.uniform(0, math.pi), rng.uniform(16, 44), rng.uniform(0, 100)))
+    second = np.clip(
+        first + np.round(rng.choice([-1, 1]) * rng.uniform(25, 80) + rng.normal(0, 15, 3)), 0, 255
+    )
+    angle, period, phase = (
+        round(v, 3) for v in (rng.uniform(0, math.pi), rng.uniform(16, 44), rng.uniform(0, 100))
+    )
     cells = rng.integers(0, 256, (k := int(rng.choice([14, 28, 56])), k), dtype=np.uint8)
-    return Background(pattern, colour, np.stack([first, second.astype(np.float32)]), angle, period, phase, cells)
+    return Background(
+        pattern, colour, np.stack([first, second.astype(np.float32)]), angle, period, phase, cells
+    )
 
 
 def _object(rng, name, placed, count, level, colours):
@@ -126,19 +136,36 @@ def _object(rng, name, placed, count, level, colours):
             break
     else:
         return None
-    any_two, odd = rng.choice(list(COLOURS), 2, replace=False), rng.random() < 0.3  # drawn always: the rest stays equal
+    any_two, odd = (
+        rng.choice(list(COLOURS), 2, replace=False),
+        rng.random() < 0.3,
+    )  # drawn always: the rest stays equal
     other = CLASSES[(CLASSES.index(name) + 5) % len(CLASSES)]
-    pair = {"typical": TYPICAL[name], "mixed": any_two if odd else TYPICAL[name], "swapped": TYPICAL[other]}[colours]
+    pair = {"typical": TYPICAL[name], "mixed": any_two if odd else TYPICAL[name], "swapped": TYPICAL[other]}[
+        colours
+    ]
     angle, aspect = round(math.radians(rng.uniform(-25, 25)), 4), round(rng.uniform(0.85, 1.18), 4)
     fill = np.stack([_shade(rng, c, 18) for c in pair])
     return Object(name, x, y, radius, angle, aspect, int(rng.choice([-1, 1])), fill)
 
 
 def _distractor(rng):
-    radius, (x, y) = round(math.sqrt(rng.uniform(0.0025, 0.009) * SIZE**2 / 2) * 1.2, 2), np.round(rng.uniform(0, SIZE, 2), 2)
+    radius, (x, y) = (
+        round(math.sqrt(rng.uniform(0.0025, 0.009) * SIZE**2 / 2) * 1.2, 2),
+        np.round(rng.uniform(0, SIZE, 2), 2),
+    )
     fill = np.stack([_shade(rng, list(COLOURS)[rng.integers(len(COLOURS))], 22) for _ in range(2)])
     name = f"scrap{rng.integers(3, 7)}"
-    return Object(name, float(x), float(y), radius, round(rng.uniform(0, 6.28), 4), round(rng.uniform(0.6, 1.2), 4), 1, fill)
+    return Object(
+        name,
+        float(x),
+        float(y),
+        radius,
+        round(rng.uniform(0, 6.28), 4),
+        round(rng.uniform(0.6, 1.2), 4),
+        1,
+        fill,
+    )
 
 
 def layout(seed, index, level="plain", colours="typical"):
@@ -163,7 +190,7 @@ def layout(seed, index, level="plain", colours="typical"):
     return scene
 
 
-# ---------------------------------------------------------------------------------------------------- rendering
+# ---------------------------------------------------------------------- rendering
 
 _Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
 
@@ -204,7 +231,8 @@ def _paint_background(b):
 
 
 def _paint_object(canvas, labels, o, outlines, scale=3):
-    """Draw one object into `canvas` (float32) and, where it covers over half of a pixel, into `labels`. In place."""
+    """Draw one object into `canvas` (float32) and, where it covers over half of a pixel, into `labels`. In
+    place."""
     reach = math.ceil(1.45 * o.radius) + 1
     x0, y0 = max(0, math.floor(o.x) - reach), max(0, math.floor(o.y) - reach)
     x1, y1 = min(SIZE, math.ceil(o.x) + reach), min(SIZE, math.ceil(o.y) + reach)
@@ -221,7 +249,9 @@ def _paint_object(canvas, labels, o, outlines, scale=3):
     alpha = np.asarray(stencil.reduce(scale), np.float32) / 255
     box = np.s_[y0:y1, x0:x1]
     u, v = _rotate(
-        (_X[box] - np.float32(o.x)) / np.float32(o.radius), (_Y[box] - np.float32(o.y)) / np.float32(o.radius), o.angle
+        (_X[box] - np.float32(o.x)) / np.float32(o.radius),
+        (_Y[box] - np.float32(o.y)) / np.float32(o.radius),
+        o.angle,
     )
     second = FILLS[o.name](u / np.float32(o.aspect) * o.flip, v * np.float32(o.aspect))[..., None]
     alpha = alpha[..., None]
@@ -231,7 +261,8 @@ def _paint_object(canvas, labels, o, outlines, scale=3):
 
 
 def render(scene):
-    """Draw a `Layout` -> `Scene`. An object that ends up with fewer than 240 visible pixels is left out of the masks."""
+    """Draw a `Layout` -> `Scene`. An object that ends up with fewer than 240 visible pixels is left out of
+    the masks."""
     canvas, labels = _paint_background(scene.background), np.zeros((SIZE, SIZE), np.uint8)
     if scene.second is not None:
         blotch = _enlarged(scene.blotches) > 255 * (1 - 0.5 * scene.texture)
@@ -246,14 +277,14 @@ def render(scene):
     return Scene(image, labels, visible, scene.background)
 
 
-# ---------------------------------------------------------------------------------------------------- captions
+# ---------------------------------------------------------------------- captions
 
 OPENINGS = ["a photo of", "a picture of", "an image of", "this is", "there is", ""]
 
 
 def caption(scene, seed, index, k=0, background=0.1):
-    """The k-th caption of a scene, drawn from templates: objects in any order, one in seven left out while another is
-    named, a size word six times in ten, the background with probability `background`."""
+    """The k-th caption of a scene, drawn from templates: objects in any order, one in seven left out while
+    another is named, a size word six times in ten, the background with probability `background`."""
     rng = np.random.default_rng((seed, index, 1 + k))
     pick = lambda words, p=None: words[rng.choice(len(words), p=p)]  # noqa: E731
     named = [o for o in scene.objects if rng.random() > 0.15] or [pick(scene.objects)]
@@ -268,17 +299,24 @@ def caption(scene, seed, index, k=0, background=0.1):
 
 
 class Scenes(Dataset):
-    """`length` scenes of a split ("train", "validation", "test") and a level as a `Dataset`; rendered when asked for."""
+    """`length` scenes of a split ("train", "validation", "test") and a level as a `Dataset`; rendered when
+    asked for."""
 
-    name, classes = "scenes", CLASSES
+    classes = CLASSES
 
     def __init__(self, root=None, split="test", level="plain", colours="typical", length=1000):
         if split not in SEEDS or level not in LEVELS or colours not in COLOURINGS:
             raise ValueError(
-                f"scenes: no split {split!r}, level {level!r} or colours {colours!r}; there are splits {list(SEEDS)}, "
+                f"scenes: no split {split!r}, level {level!r} or colours {colours!r}; there are splits "
+                f"{list(SEEDS)}, "
                 f"levels {list(LEVELS)} and colours {COLOURINGS}"
             )
+        self.name = "scenes" if level == "plain" else f"scenes-{level}"
         self.split, self.level, self.colours, self.items = split, level, colours, range(length)
+
+    @property
+    def identity(self):
+        return super().identity | {"split": self.split, "level": self.level, "colours": self.colours}
 
     def example(self, item):
         scene = sample(SEEDS[self.split], item, self.level, self.colours)

@@ -1,10 +1,47 @@
-"""What the objects of the demo world look like: outlines and fill patterns, in object coordinates of about [-1, 1], y down.
+"""What the demo world is made of: colours, background patterns, and the classes with their typical colours,
+outlines and fills, in object coordinates of about [-1, 1], y down.
 
-A fill is decided by additions, products, comparisons and square roots of float32 alone, which are exact in IEEE 754."""
+A fill is decided by additions, products, comparisons and square roots of float32 alone, which are exact in
+IEEE 754."""
 
 import math
 
 import numpy as np
+
+COLOURS = {
+    "red": (215, 40, 40),
+    "green": (40, 160, 60),
+    "blue": (45, 80, 210),
+    "yellow": (235, 210, 50),
+    "purple": (140, 60, 180),
+    "orange": (240, 140, 40),
+    "pink": (245, 150, 190),
+    "cyan": (60, 200, 215),
+    "brown": (130, 85, 50),
+    "white": (240, 240, 240),
+    "black": (25, 25, 25),
+    "gray": (130, 130, 130),
+}
+PATTERNS = ["plain", "striped", "checkered", "dotted", "wavy", "bricked", "gradient", "noisy"]
+TYPICAL = {
+    "circle": ("red", "white"),
+    "square": ("blue", "yellow"),
+    "triangle": ("orange", "black"),
+    "star": ("yellow", "purple"),
+    "heart": ("pink", "red"),
+    "cross": ("white", "blue"),
+    "ring": ("orange", "white"),
+    "crescent": ("yellow", "black"),
+    "arrow": ("green", "white"),
+    "diamond": ("cyan", "blue"),
+    "hexagon": ("purple", "pink"),
+    "drop": ("cyan", "white"),
+    "house": ("brown", "red"),
+    "fish": ("orange", "cyan"),
+    "bolt": ("yellow", "gray"),
+    "flower": ("pink", "green"),
+}
+CLASSES = list(TYPICAL)
 
 
 def _turn(radius, n, start=-math.pi / 2, x=0.0, y=0.0):
@@ -15,17 +52,42 @@ def _turn(radius, n, start=-math.pi / 2, x=0.0, y=0.0):
 
 
 def _outlines():
-    """class -> list of (polygon in object coordinates, about [-1, 1], y down; True to add it, False to cut it out)."""
+    """class -> list of (polygon in object coordinates, about [-1, 1], y down; True to add it, False to cut it
+    out)."""
     t = [2 * math.pi * i / 60 for i in range(60)]
     w = 0.33
     heart = [
-        (math.sin(a) ** 3 * 16 / 17, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 17)
+        (
+            math.sin(a) ** 3 * 16 / 17,
+            -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 17,
+        )
         for a in t
     ]
-    cross = [(-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w)]
+    cross = [
+        (-w, -1),
+        (w, -1),
+        (w, -w),
+        (1, -w),
+        (1, w),
+        (w, w),
+        (w, 1),
+        (-w, 1),
+        (-w, w),
+        (-1, w),
+        (-1, -w),
+        (-w, -w),
+    ]
     house = [(-0.75, -0.2), (0, -1.05), (0.75, -0.2), (0.75, 0.95), (0.25, 0.95), (0.25, 0.3), (-0.25, 0.3),
              (-0.25, 0.95), (-0.75, 0.95)]  # fmt: skip
-    bolt = [(0.15, -1.1), (-0.65, 0.15), (-0.05, 0.15), (-0.25, 1.1), (0.65, -0.25), (0.05, -0.25), (0.45, -1.1)]
+    bolt = [
+        (0.15, -1.1),
+        (-0.65, 0.15),
+        (-0.05, 0.15),
+        (-0.25, 1.1),
+        (0.65, -0.25),
+        (0.05, -0.25),
+        (0.45, -1.1),
+    ]
     arrow = [(-1, -0.28), (0.1, -0.28), (0.1, -0.8), (1.1, 0), (0.1, 0.8), (0.1, 0.28), (-1, 0.28)]
     body = [(0.75 * math.cos(a) - 0.2, 0.55 * math.sin(a)) for a in t]
     drop = [(0.75 * math.sin(a) * math.sin(a / 2) ** 1.5, -1.05 * math.cos(a)) for a in t]
@@ -43,7 +105,11 @@ def _outlines():
         "hexagon": [(_turn(1, 6, 0), True)],
         "drop": [(drop, True)],
         "house": [(house, True)],
-        "fish": [(body, True), ([(0.35, 0), (1.1, -0.6), (1.1, 0.6)], True), (_turn(0.1, 10, x=-0.6, y=-0.12), False)],
+        "fish": [
+            (body, True),
+            ([(0.35, 0), (1.1, -0.6), (1.1, 0.6)], True),
+            (_turn(0.1, 10, x=-0.6, y=-0.12), False),
+        ],
         "bolt": [(bolt, True)],
         "flower": [(_turn([0.78 + 0.3 * math.cos(6 * a) for a in t], 60, 0), True)],
     }

@@ -7,14 +7,26 @@ import numpy as np
 from .base import Dataset, Example, check_size, read_image, require
 
 # the dataset's own order; its spellings are written out as words a text encoder has read
-CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog",
-           "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor"]  # fmt: skip
+CLASSES = (
+    "aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, dining table, dog, horse, motorbike, "
+    "person, potted plant, sheep, sofa, train, tv monitor"
+).split(", ")
 LAYOUT = "root/VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation/val.txt}"
 VOID = 255
 
 
+def _colour(label):
+    """VOC's colour of a label: its bits, three at a time, from the highest bit of red, green and blue
+    down."""
+    return tuple(sum((label >> 3 * k + channel & 1) << 7 - k for k in range(3)) for channel in range(3))
+
+
+LABEL_OF = {_colour(label): label for label in (*range(len(CLASSES) + 1), VOID)}
+
+
 class VOC2012(Dataset):
-    """`root` holds VOCdevkit/. Masks are the palette images of SegmentationClass: 0 background, 1 to 20, 255 void."""
+    """`root` holds VOCdevkit/. Masks are the palette images of SegmentationClass: 0 background, 1 to 20, 255
+    void."""
 
     name, classes = "voc2012", CLASSES
 
@@ -30,16 +42,51 @@ class VOC2012(Dataset):
         if twice:
             raise ValueError(f"{listing} lists {twice[0]} twice: it would count twice")
         for item in self.items:
-            require(self.images / f"{item}.jpg", self.name, LAYOUT)
-            require(self.labels / f"{item}.png", self.name, LAYOUT)
+            for path in self.sources(item):
+                require(path, self.name, LAYOUT)
+
+    def sources(self, item):
+        return [self.images / f"{item}.jpg", self.labels / f"{item}.png"]
 
     def example(self, item):
-        image, path = read_image(self.images / f"{item}.jpg"), self.labels / f"{item}.png"
-        labels = np.asarray(read_image(path, mode=None))
-        if labels.ndim != 2:
-            raise ValueError(f"{path} is a colour image; SegmentationClass holds palette images (one label a pixel)")
+        photo, path = self.sources(item)
+        image, labels = read_image(photo, upright=False), read_labels(path)
         check_size(labels, image, path)
         present = sorted(set(np.unique(labels).tolist()) - {0, VOID})
         if present and present[-1] > len(CLASSES):
             raise ValueError(f"{path}: label {present[-1]} is not one of VOC's {len(CLASSES)} classes")
         return Example(item, image, {CLASSES[k - 1]: labels == k for k in present}, labels == VOID)
+
+
+def read_labels(path):
+    """A mask of SegmentationClass -> labels, uint8 [H, W]. A PNG optimiser may have sorted the palette: its
+    colours decide then. Raises ValueError."""
+    image = read_image(path, mode=None, upright=False)
+    labels = np.asarray(image)
+    if labels.ndim != 2:
+        raise ValueError(
+            f"{path} is a colour image; SegmentationClass holds palette images (one label a pixel)"
+        )
+    if image.mode == "1":
+        raise ValueError(
+            f"{path} has one bit a pixel, so no label; SegmentationClass holds palette images (one label "
+            "a pixel)"
+        )
+    if image.mode != "P":
+        return labels
+    palette = np.array(image.getpalette("RGB")).reshape(-1, 3)
+    used = np.unique(labels)
+    colours = {int(index): tuple(palette[index].tolist()) for index in used if index < len(palette)}
+    grey = all(colour == (index,) * 3 for index, colour in colours.items())  # of a plain greyscale image
+    if grey or all(LABEL_OF.get(colour) == index for index, colour in colours.items()):
+        return labels
+    strange = next((colour for colour in colours.values() if colour not in LABEL_OF), None)
+    if strange or len(colours) < len(used):
+        raise ValueError(
+            f"{path}: its palette holds {strange}, no colour of VOC's: the labels cannot be told; get "
+            "the file again"
+        )
+    table = np.zeros(256, np.uint8)
+    for index, colour in colours.items():
+        table[index] = LABEL_OF[colour]
+    return table[labels]

@@ -1,50 +1,78 @@
-"""Explainers, one registry: method -> a function that takes (clip, **options) and returns a callable.
-
-The callable takes (images [B, 3, S, S], text [T, Ct]) and returns [B, T, h, w], higher where the text is more relevant. It
-may also offer `.pairs(images, text, index [P, 2]) -> [P, h, w]` for selected (image, text) pairs; `evaluate` then asks for
-those alone. A new method is one small file and one line here."""
+"""Explainers, one registry: method -> what it needs and the function (clip, **options) that makes one. The
+contract is in `base`; a new method is one small file and one entry here; of one's own, a plain function of
+(clip, **options) is an entry too."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .. import files
+from .base import FeatureMap, PairMap, Shared, map_of, maps, scored
 from .bi_model import bi_model
-from .dense import mask_clip, rollout, sclip
+from .clip_maps import clip_map, eclip_map, rclip_map
+from .dense import clip_surgery, gem, mask_clip, rollout, sclip
 from .grad_cam import grad_cam
 from .legrad import legrad
-from .parallel_path import clip_surgery, gem
-from .similarity_maps import clip, eclip, rclip
 
-REGISTRY: dict[str, Callable] = {"clip": clip, "rclip": rclip, "eclip": eclip, "grad_cam": grad_cam, "bi_model": bi_model,
-            "clip_surgery": clip_surgery, "mask_clip": mask_clip, "sclip": sclip, "gem": gem, "legrad": legrad, "rollout": rollout}  # fmt: skip
+__all__ = [
+    "REGISTRY",
+    "FeatureMap",
+    "Method",
+    "PairMap",
+    "Shared",
+    "about",
+    "explainer",
+    "map_of",
+    "maps",
+    "scored",
+]
 
 
-class Needs(NamedTuple):
-    """What a method needs: `backward` pass or not, `trained` (an own training), and the `networks` it knows."""
+class Method(NamedTuple):
+    """`make`: (clip, **options) -> explainer. `name`: as the paper and its figures call it. `title`: one line
+    for lists. `backward`: whether it needs a backward pass; `networks`: which it knows."""
 
-    backward: bool
-    trained: bool
-    networks: str
+    make: Callable
+    name: str
     title: str
+    backward: bool = False
 
 
-NEEDS = {
-    "clip": Needs(False, False, "ViT, ResNet", "CLIP's own map (Eq. 4, 5)"),
-    "rclip": Needs(False, False, "ViT, ResNet", "RCLIP, the map reversed (Eq. 10)"),
-    "eclip": Needs(False, True, "ViT, ResNet", "ECLIP, a pair trained by masked max pooling (§3.3)"),
-    "grad_cam": Needs(True, False, "ViT, ResNet", "Grad-CAM of the image-text cosine"),
-    "bi_model": Needs(True, False, "ViT", "Bi-Model: relevance through attention (Chefer et al.)"),
-    "clip_surgery": Needs(False, False, "ViT", "CLIP Surgery: value-value attention, feature surgery"),
-    "mask_clip": Needs(False, False, "ViT", "MaskCLIP: value features of the last block"),
-    "sclip": Needs(False, False, "ViT", "SCLIP: correlative self-attention in the last block"),
-    "gem": Needs(False, False, "ViT", "GEM: self-self attention on a second path"),
-    "legrad": Needs(True, False, "ViT", "LeGrad: gradient by the attention of the last blocks"),
-    "rollout": Needs(False, False, "ViT", "attention rollout: knows no text, the floor"),
+REGISTRY: dict[str, Method | Callable] = {
+    "clip": Method(clip_map, "CLIP", "CLIP's own map (Eq. 4, 5)"),
+    "rclip": Method(rclip_map, "RCLIP", "RCLIP, the map reversed (Eq. 10)"),
+    "eclip": Method(eclip_map, "ECLIP", "ECLIP, a pair trained by masked max pooling (§3.3)"),
+    "grad_cam": Method(grad_cam, "Grad-CAM", "Grad-CAM of the image-text cosine", True),
+    "bi_model": Method(bi_model, "Bi-Model", "Bi-Model: relevance through attention (Chefer et al.)", True),
+    "clip_surgery": Method(
+        clip_surgery, "CLIP Surgery", "CLIP Surgery: value-value attention, feature surgery"
+    ),
+    "mask_clip": Method(mask_clip, "MaskCLIP", "MaskCLIP: value features of the last block"),
+    "sclip": Method(sclip, "SCLIP", "SCLIP: correlative self-attention in the last block"),
+    "gem": Method(gem, "GEM", "GEM: self-self attention on a second path"),
+    "legrad": Method(legrad, "LeGrad", "LeGrad: gradient by the attention of the last blocks", True),
+    "rollout": Method(rollout, "rollout", "attention rollout: knows no text, the floor"),
 }
 
 
+def about(method: str) -> Method:
+    """What is known of a method; of a plain function of one's own, its name."""
+    entry = REGISTRY[method]
+    return entry if isinstance(entry, Method) else Method(entry, method, method)
+
+
 def explainer(method: str, clip, **options) -> Callable:
-    """The explainer `method` (a key of `REGISTRY`) of a loaded `Clip`; options: eclip takes projection=, bi_model layers=. Raises
-    ValueError for an unknown method, or one that does not fit the network."""
+    """The explainer `method` (a key of `REGISTRY`) of a loaded `Clip`; options: eclip takes projection=,
+    bi_model and legrad layers=. Raises ValueError for an unknown method, or one that does not fit the
+    network."""
     if method not in REGISTRY:
         raise ValueError(f"no method {method!r}; there are {', '.join(REGISTRY)}")
-    return REGISTRY[method](clip, **options)
+    entry = REGISTRY[method]
+    if not isinstance(
+        entry, Method
+    ):  # a function of one's own, of which only its author knows when it changes
+        return entry(clip, **options)
+    made = entry.make(clip, **options)
+    # with CLIP's: what decides a map; two pairs of equal weights may read different features
+    contents = {name: [files.digest(v), getattr(v, "reads", None)] for name, v in options.items()}
+    made.identity = [method, contents]
+    return made

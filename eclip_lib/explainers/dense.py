@@ -1,21 +1,38 @@
-"""Methods that change what the last block's tokens take from each other, and attention rollout. ViT only, one forward pass.
+"""Methods that change what tokens take from each other, and attention rollout. ViT only, one forward pass.
 
-mask_clip   Zhou, Loy and Dai, "Extract Free Dense Labels from CLIP", 2022: every token keeps its own value
-sclip       Wang, Mei and Yuille, "SCLIP", 2024: correlative self-attention, softmax(q qᵀ) + softmax(k kᵀ)
-rollout     Abnar and Zuidema, "Quantifying Attention Flow in Transformers", 2020: class-agnostic, the floor for all others
-"""
+In the last block alone:
+
+mask_clip      Zhou, Loy and Dai, "Extract Free Dense Labels from CLIP", 2022: every token keeps its own value
+sclip          Wang, Mei and Yuille, "SCLIP", 2024: correlative self-attention, softmax(q qᵀ) + softmax(k kᵀ)
+
+On a second path beside the network's own, through the last half of the blocks (6 of 12 in their papers),
+without their MLPs:
+
+clip_surgery   Li et al., "A Closer Look at the Explainability of Contrastive Language-Image Pre-training",
+               2023 (this paper's authors): value-value attention, then feature surgery, which takes away what
+               an image token says to every text
+gem            Bousselham et al., "Grounding Everything", 2024: self-self attention of queries, keys and
+               values, averaged
+
+rollout        Abnar and Zuidema, "Quantifying Attention Flow in Transformers", 2020: class-agnostic, the
+floor for all others"""
+
+import warnings
 
 import torch
+import torch.nn.functional as F
 
-from ..encoders import embed_vit, finish_vit, residual_block
-from ..itsm import similarity
+from ..method import score, similarity
+from ..networks.encoders import attention_output, embed_vit, finish_vit, residual_block
+from .base import vit_blocks
 
 
-def vit_blocks(clip, method):
-    """The residual blocks of a ViT. Raises ValueError on another network, in the method's name."""
-    if not clip.is_vit:
-        raise ValueError(f"{method} needs a ViT's attention; {clip.network} is none")
-    return clip.model.visual.transformer.resblocks
+def _self_attention(z, inside):
+    """softmax(z zᵀ / sqrt d): tokens attend to tokens like themselves."""
+    return (z @ z.transpose(-1, -2) * inside.values.shape[-1] ** -0.5).softmax(-1)
+
+
+# ---------------------------------------------------------------------- the last block changed
 
 
 def _with_last_block(clip, method, mix):
@@ -35,13 +52,87 @@ def mask_clip(clip):
     return _with_last_block(clip, "mask_clip", lambda inside: inside.values)
 
 
-def _correlative(inside):
-    weights = sum((z @ z.transpose(-1, -2) * z.shape[-1] ** -0.5).softmax(-1) for z in (inside.queries, inside.keys))
-    return weights @ inside.values
-
-
 def sclip(clip):
-    return _with_last_block(clip, "sclip", _correlative)
+    def correlative(inside):
+        return (
+            _self_attention(inside.queries, inside) + _self_attention(inside.keys, inside)
+        ) @ inside.values
+
+    return _with_last_block(clip, "sclip", correlative)
+
+
+# ---------------------------------------------------------------------- a second path
+
+
+def _second_path(clip, method, mix):
+    """-> a function of images that gives (features of the second path, class token of the network's own)."""
+    blocks, visual = vit_blocks(clip, method), clip.model.visual
+    first = len(blocks) - min(6, len(blocks) // 2)
+
+    def encode(images):
+        x = embed_vit(visual, images.to(clip.device))
+        for block in blocks[:first]:
+            x = block(x)
+        second = x
+        for block in blocks[first:]:
+            size = block.ln_1(x).norm(dim=-1).mean(-1)
+            x, inside = residual_block(block, x)
+            second = second + attention_output(block, mix(inside, size))
+        return finish_vit(visual, second), finish_vit(visual, x).class_token
+
+    return encode
+
+
+def clip_surgery(clip):
+    """A single text is compared with the empty one, as its authors do; with several, what they share is taken
+    away."""
+    encode = _second_path(
+        clip, "clip_surgery", lambda inside, size: _self_attention(inside.values, inside) @ inside.values
+    )
+
+    def explain(images, text):
+        features, class_token = encode(images)
+        if len(text) == 1:
+            one, empty = similarity(
+                features, torch.cat([text, clip.encode_text([""])]), clip.projection
+            ).split(1, dim=1)
+            return one - empty
+        if len(torch.unique(text, dim=0)) == 1:
+            warnings.warn(
+                "clip_surgery: the texts are all the same, so what they share is everything: the map is "
+                "blank",
+                stacklevel=2,
+            )
+        maps = similarity(features, text, clip.projection)
+        weight = (2 * score(class_token, text, clip.projection)).softmax(-1)  # obvious classes count more
+        maps = maps * (weight / weight.mean(-1, keepdim=True))[:, :, None, None]
+        return maps - maps.mean(1, keepdim=True)
+
+    return explain
+
+
+def _self_self(inside, size):
+    """Queries, keys and values each gather into groups once, then say who takes whose value; `size` [B]
+    sharpens."""
+    sharp = (size * inside.values.shape[-1] ** -0.5)[:, None, None, None]
+
+    def alike(z):
+        z = F.normalize(z, dim=-1)
+        return (z @ z.transpose(-1, -2) * sharp).softmax(-1), z
+
+    taken = []
+    for z in (inside.values, inside.keys, inside.queries):
+        weights, z = alike(z)
+        taken.append(alike(weights @ z)[0] @ inside.values)
+    return sum(taken) / 3
+
+
+def gem(clip):
+    encode = _second_path(clip, "gem", _self_self)
+    return lambda images, text: similarity(encode(images)[0], text, clip.projection)
+
+
+# ---------------------------------------------------------------------- no text at all
 
 
 def rollout(clip):
@@ -51,7 +142,8 @@ def rollout(clip):
         x, flow = embed_vit(visual, images.to(clip.device)), None
         for block in blocks:
             x, inside = residual_block(block, x)
-            step = (inside.weights.mean(1) + torch.eye(x.shape[1], device=x.device)) / 2  # half of each token stays where it is
+            itself = torch.eye(x.shape[1], device=x.device)
+            step = (inside.weights.mean(1) + itself) / 2  # half of each token stays where it is
             flow = step if flow is None else step @ flow
         return flow[:, None, 0, 1:].unflatten(-1, tuple(visual.grid_size)).expand(-1, len(text), -1, -1)
 

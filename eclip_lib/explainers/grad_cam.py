@@ -1,14 +1,15 @@
 """Grad-CAM (Selvaraju et al., 2017; the paper's [33]) of the image-text cosine, through the grad-cam package.
 
-Target layer: on a ViT the first layer norm of the last block, reshaped to the grid; on a ResNet the last stage."""
+Target layer: on a ViT the first layer norm of the last block, reshaped to the grid; on a ResNet the last
+stage."""
 
 import torch
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
-from ..itsm import score
-from .pairwise import pairwise
+from ..method import score
+from .base import PairMap
 
 
 class _Cosines(nn.Module):
@@ -38,7 +39,6 @@ def grad_cam(clip):
     def to_grid(tokens):
         return tokens[:, 1:].transpose(1, 2).unflatten(2, tuple(visual.grid_size))
 
-    @torch.enable_grad()
     def explain(images, text, index):
         # nothing else requires a gradient: the weights are locked
         images = images[index[:, 0]].detach().requires_grad_()
@@ -46,4 +46,4 @@ def grad_cam(clip):
             maps = cam(images, [ClassifierOutputTarget(t) for t in index[:, 1].tolist()])
         return torch.from_numpy(maps).to(images.device)
 
-    return pairwise(explain)
+    return PairMap(explain)

@@ -1,0 +1,247 @@
+"""What `eclip bench` measures about memory, the feature cache and training, and how each row is measured.
+
+The clock is torch.utils.benchmark's, which waits for a GPU before it is read. Functions that are compared
+take turns, so that all of them see the same machine."""
+
+import copy
+import io
+import re
+import resource
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch.utils.benchmark import timer
+from tqdm.auto import tqdm
+
+from ..datasets import load_dataset
+from ..datasets.image_text import ScenePairs
+from ..evaluation import evaluate
+from ..explainers import explainer
+from ..feature_cache import Cache, cache_features, encode_pairs
+from ..networks.attention import load_attention
+from ..networks.clip import to_batch
+from ..networks.loading import load_clip
+from ..training import train_pair
+
+# ---------------------------------------------------------------------- how it is measured
+
+
+def fastest(functions, rounds):
+    """Seconds of each function's fastest call, after one that does not count."""
+    for function in functions:
+        function()
+    best = [float("inf")] * len(functions)
+    for _ in tqdm(range(rounds), desc="timing", unit="round", leave=False):
+        for k, function in enumerate(functions):
+            begin = timer()
+            function()
+            best[k] = min(best[k], timer() - begin)
+    return best
+
+
+def peak_memory(function, *arguments):
+    """Peak resident memory in MiB of a fresh process that calls a function."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        return fresh.submit(_peak, function, arguments).result()
+
+
+def _peak(function, arguments):
+    with redirect_stderr(io.StringIO()):  # its progress bars
+        function(*arguments)
+    if sys.platform == "linux":  # ru_maxrss would start at the size of the process that started this one
+        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def row(what, unit, ours, reference, target, ratio=None):
+    """A line of the bench's table. ratio: ours by the reference's, where it is not the other way round."""
+    ratio = ours / reference if ratio is None else ratio
+    return {
+        "what": what,
+        "unit": unit,
+        "ours": ours,
+        "reference": reference,
+        "ratio": ratio,
+        "target": target,
+    }
+
+
+def random_inputs(clip, images, texts):
+    """(random images, features of texts that differ), as a network reads them."""
+    text = clip.encode_text([f"a photo of the thing {k}" for k in range(texts)])
+    return torch.randn(images, 3, *clip.size, device=clip.device), text
+
+
+# ---------------------------------------------------------------------- memory
+
+
+def evaluate_scenes(count):
+    """CLIP's maps on so many scenes."""
+    clip = load_clip("scenes-ViT-32", None)
+    evaluate(explainer("clip", clip), load_dataset("scenes", length=count), clip)
+
+
+def evaluation_memory(small=200, large=2000):
+    """Peak resident memory of `evaluate` over 2,000 scenes against 200; target: within 10 %."""
+    before, after = (peak_memory(evaluate_scenes, count) for count in (small, large))
+    return row(f"peak memory of evaluate, {large} against {small} scenes", "MiB", after, before, "<= 1.10")
+
+
+def train_on_random_features(pairs, network="ViT-B-16", width=512):
+    """An epoch over a random cache; the peak of memory (Linux) counts from its start on."""
+    clip = load_clip(network, None)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = random_cache(folder, clip, pairs, width)
+        if sys.platform == "linux":
+            Path("/proc/self/clear_refs").write_text("5")
+        train_pair(clip, cache, "max", epochs=1)
+
+
+def cache_memory(small=32768, large=262144):
+    """Peak memory of training on 262,144 cached pairs against 32,768; target: within 10 % (Linux)."""
+    before, after = (peak_memory(train_on_random_features, pairs) for pairs in (small, large))
+    return row(f"peak memory of training, {large} against {small} pairs", "MiB", after, before, "<= 1.10")
+
+
+# ---------------------------------------------------------------------- the cache
+
+
+class Uncached:
+    """What `train_pair` asks of a cache, by one that holds nothing: every read runs CLIP and DINO again, but
+    for the first, which only asks for the width. made: the cache of the same pairs."""
+
+    def __init__(self, made, clip, masks, source):
+        self.made, self.clip, self.masks, self.source = made, clip, masks, source
+        self.about, self.shards, self.columns, self.identity = (
+            made.about,
+            made.shards,
+            made.columns,
+            made.identity,
+        )
+        self.reads = 0
+
+    def __len__(self):
+        return len(self.made)
+
+    def read(self, shard, column, view=None):
+        self.reads += 1
+        if self.reads == 1:
+            return self.made.read(shard, column)
+        part = self.source.parts[self.shards.index(shard)]
+        columns = encode_pairs(self.clip, self.masks, self.source, part, self.about)[0]
+        return columns[str(column)], columns["text"]
+
+
+def cached_epochs(device="cpu", network="ViT-B-32", mask="vit_small_patch16_224", epochs=10, count=64):
+    """Ten epochs with the cache, its making included, against ten that run CLIP and DINO on every batch;
+    target: 8 times faster, same losses to 1e-3."""
+    clip, masks = load_clip(network, None, device), {"DINO": load_attention(mask, None, device)}
+    clip.identity  # noqa: B018  the digest of its weights takes a second, once, however many pairs there are
+    source = ScenePairs(count, size=32)
+    options = {"epochs": epochs, "batch_size": 32, "lr": 1e-3}
+    with tempfile.TemporaryDirectory() as folder:
+        begin = timer()
+        cache = cache_features(clip, source, folder, masks, augment=None)
+        ours = train_pair(clip, cache, "masked_max:DINO", **options)[1]
+        middle = timer()
+        theirs = train_pair(clip, Uncached(cache, clip, masks, source), "masked_max:DINO", **options)[1]
+        end = timer()
+    same = bool(((ours["loss"] - theirs["loss"]).abs() < 1e-3).all())
+    what = f"{epochs} epochs of MMP with the cache, {network}; same losses: {same}"
+    return row(what, "pairs/s", epochs * count / (middle - begin), epochs * count / (end - middle), ">= 8")
+
+
+class Drawn:
+    """A source whose images are drawn and prepared already."""
+
+    def __init__(self, images, captions):
+        self.images, self.captions = images, captions
+
+    def read(self, part):
+        return [(str(k), k, caption) for k, caption in enumerate(self.captions)]
+
+    def open(self, payload):
+        return self.images[payload]
+
+
+@torch.no_grad()
+def all_poolings(device="cpu", network="ViT-B-16", mask="vit_small_patch16_224", count=32, rounds=2):
+    """All five rows of Table 3 in one pass against the bare forward passes of CLIP, DINO and MoCo v3; target:
+    at most 1.1 times their time."""
+    clip = load_clip(network, None, device)
+    masks = {name: load_attention(mask, None, device) for name in ("MoCo v3", "DINO")}
+    source = ScenePairs(count, size=count)
+    scenes = list(source.read(source.parts[0]))
+    captions = [caption for *_, caption in scenes]
+    drawn = Drawn([clip.preprocess(scene.image) for _, scene, _ in scenes], captions)
+    images = to_batch(drawn.images, clip.device)
+    undecoding = copy.copy(clip)  # decoding is no part of this
+    undecoding.preprocess = lambda image: image
+    about = {"seed": 0, "views": 1, "batch_size": count, "augment": None}
+
+    def passes():
+        clip.encode_image(images)
+        clip.encode_text(captions)
+        for model in masks.values():
+            model.model.forward_features(images)
+
+    seconds = fastest([passes, lambda: encode_pairs(undecoding, masks, drawn, None, about)], rounds)
+    what = f"five poolings in one pass, {network} and two ViT-S/16 masks"
+    return row(what, "pairs/s", count / seconds[1], count / seconds[0], "<= 1.10", seconds[1] / seconds[0])
+
+
+# ---------------------------------------------------------------------- training
+
+
+def random_cache(folder, clip, pairs, width, size=8192):
+    """A cache of random features, written in shards of `size`."""
+    shards, notes = [], []
+    for first in range(0, pairs, size):
+        count = min(size, pairs - first)
+        path = Path(folder, f"{first:09d}.safetensors")
+        save_file({name: torch.randn(count, width) for name in ("max", "text")}, str(path))
+        shards.append(path)
+        notes.append({"pairs": count, "views": [count], "sha256": path.stem})
+    about = {**clip.identity, "columns": ["max"], "reads": "tokens", "views": 1, "augment": None}
+    return Cache(Path(folder), about | {"masks": {}, "pairs": {}}, shards, notes)
+
+
+def training_rate(device="cpu", network="ViT-B-16", batch=1024, width=512, pairs=16384):
+    """Training a pair over a cache against its bare matrix products, forward and backward; target: at least
+    60 % of their rate. width: of the network's texts and of its joint space."""
+    clip = load_clip(network, None, device)
+    a, b, weight = (torch.randn(n, width, device=device) for n in (batch, batch, width))
+
+    def products():  # two projections and the logits, each once forward and twice backward
+        for _ in range(3):
+            torch.mm(a, weight)
+            torch.mm(b, weight)
+            torch.mm(a, b.T)
+
+    ends = []
+    with tempfile.TemporaryDirectory() as folder:
+        cache = random_cache(folder, clip, pairs, width)
+        train_pair(clip, cache, "max", epochs=5, batch_size=batch, on_epoch=lambda *_: ends.append(timer()))
+    bare = fastest([products], 20)[0] * (pairs // batch)
+    what = f"training over the cache, C={width}, batch {batch}"
+    return row(what, "pairs/s", pairs / np.diff(ends).min(), pairs / bare, ">= 0.60")
+
+
+@torch.no_grad()
+def learned_pair_cost(device="cpu", network="ViT-B-16", batch=16, texts=80, rounds=4):
+    """RCLIP's and ECLIP's maps against CLIP's; target: within 5 %."""
+    clip = load_clip(network, None, device)
+    images, text = random_inputs(clip, batch, texts)
+    explainers = [explainer(method, clip) for method in ("clip", "rclip")]
+    explainers.append(explainer("eclip", clip, projection=clip.projection))
+    seconds = fastest([lambda explain=explain: explain(images, text) for explain in explainers], rounds)
+    own, learned = seconds[0], max(seconds[1:])
+    what = f"RCLIP and ECLIP against CLIP, {network}, {texts} texts"
+    return row(what, "images/s", batch / learned, batch / own, "<= 1.05", learned / own)

@@ -1,0 +1,143 @@
+"""Beyond one machine: the pooled-feature pass and evaluation on Ray Data (extra `eclip-lib[cluster]`).
+
+The same functions as on one machine, part by part: a worker writes each part's result atomically, so a lost
+worker costs one part, a rerun makes only what is missing, and a part that always fails is named and does not
+stop the rest. The folder must be one that every machine sees. docs/cluster.md plans GCC3M and CC12M."""
+
+import warnings
+from pathlib import Path
+from uuid import uuid4
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from .. import files
+from ..evaluation import evaluate
+from ..experiment import core_digest
+from ..feature_cache import CacheJob
+
+RETRIES = 2  # of a part whose worker died, before it is tried once more alone
+
+
+class _Worker:
+    """One process of Ray Data's pool. setup: () -> function of a part's number, called once a worker: the
+    models are loaded there."""
+
+    def __init__(self, setup):
+        self.work = setup()
+
+    def __call__(self, batch):
+        errors = []
+        for number in batch["number"].tolist():
+            try:
+                self.work(number)
+                errors.append("")
+            except Exception as error:  # reported with its part; the others go on
+                errors.append(f"{type(error).__name__}: {error}")
+        return {"number": batch["number"], "error": errors}
+
+
+def scatter(setup, count, done, what, workers, gpus=0):
+    """Do the parts 0 to `count` - 1 for which done(number) is false on a pool of Ray workers, `gpus` (a
+    number, or a share) for each, and warn about every part that could not be made. what: names the job in bar
+    and warning."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError("running on a cluster needs Ray: pip install 'eclip-lib[cluster]'") from error
+    todo = [number for number in range(count) if not done(number)]
+    if not todo:
+        return
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    errors = {}
+    with tqdm(total=len(todo), desc=what, unit="part") as bar:
+        _pool(setup, todo, workers, gpus, RETRIES, errors, bar)
+        # a worker that dies may take parts along that are not to blame: once more, each with a pool to itself
+        for number in [number for number in todo if number not in errors]:
+            if not done(number):
+                _pool(setup, [number], 1, gpus, 0, errors, bar)
+    for number in todo:
+        if not done(number):
+            why = errors.get(number) or "its worker died each time"
+            warnings.warn(f"{what}: part {number} was not made: {why}", stacklevel=3)
+
+
+def _pool(setup, numbers, workers, gpus, retries, errors, bar):
+    """One pass of a pool over some parts; errors: {number: error, "" where there was none} is filled with
+    those that came back."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current()
+    context.max_errored_blocks = -1  # a part that kills its workers is left out, not fatal
+    context.enable_progress_bars = context.print_on_execution_start = False
+    items = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
+    pool = ActorPoolStrategy(size=min(workers, len(numbers)), max_tasks_in_flight_per_actor=1)
+    fate = {"max_task_retries": retries, "max_restarts": -1}
+    parts = items.map_batches(
+        _Worker, fn_constructor_args=(setup,), batch_size=1, num_gpus=gpus, compute=pool, **fate
+    )
+    for row in parts.iter_rows():
+        errors[row["number"]] = row["error"]
+        bar.update()
+
+
+def cache_features(load, source, folder, workers=2, gpus=0, **options):
+    """`feature_cache.cache_features` on a cluster -> `Cache` of all parts that could be made, with a warning
+    that names the others.
+
+    load: () -> (clip, masks), called in every worker. options: views, augment, seed, batch_size."""
+    clip, masks = load()
+    job = CacheJob(clip, source, folder, masks, **options)
+
+    def setup():
+        clip, masks = load()
+        return CacheJob(clip, source, folder, masks, **options).make
+
+    scatter(setup, len(source.parts), job.done, f"cache {job.folder}", workers, gpus)
+    return job.finish()
+
+
+def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_size=32):
+    """`evaluation.evaluate` on a cluster: parts of `size` images, each one's rows a CSV in `folder` -> all
+    rows, in the dataset's order, with a warning that names the parts that could not be made.
+
+    load: () -> (explainer of the registry, clip). Raises ValueError where the folder holds rows of another
+    evaluation."""
+    explain, clip = load()
+    identity = getattr(explain, "identity", None) or [
+        uuid4().hex
+    ]  # of one's own: nobody knows when it changes
+    about = {"explainer": identity, "size": size, "code": core_digest(), **dataset.identity, **clip.identity}
+    folder = Path(folder)
+    note = files.read_json(folder / "about.json")
+    if note is not None and files.digest(note) != files.digest(about):
+        raise ValueError(f"{folder} holds rows of another evaluation; name another folder, or empty it")
+    if note is None:  # parts without a whole note are of nobody knows what
+        for path in folder.glob("[0-9][0-9][0-9][0-9][0-9].csv"):
+            path.unlink()
+    files.write(folder / "about.json", files.as_json(about))
+    paths = [folder / f"{number:05d}.csv" for number in range(-(-len(dataset) // size))]
+
+    def setup():
+        explain, clip = load()
+
+        def work(number):
+            part = dataset.part(number * size, (number + 1) * size)
+            rows = evaluate(
+                {identity[0]: explain}, part, clip, batch_size=batch_size, description=f"part {number}"
+            )
+            files.write(paths[number], files.as_csv(rows, index=False))
+
+        return work
+
+    scatter(setup, len(paths), lambda number: paths[number].exists(), f"evaluation {folder}", workers, gpus)
+    done = [
+        pd.read_csv(path, dtype={"image_id": str}, float_precision="round_trip")
+        for path in paths
+        if path.exists()
+    ]
+    if not done:
+        raise ValueError(f"no part of {dataset.name} could be evaluated; the warnings say why")
+    return pd.concat(done, ignore_index=True)

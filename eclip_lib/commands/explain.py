@@ -1,0 +1,164 @@
+"""`eclip explain`: maps of your own pictures for your own texts."""
+
+import glob
+import os
+import warnings
+import zipfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from tqdm.auto import tqdm
+
+from .. import files, plots
+from ..datasets import scenes
+from ..datasets.base import read_image
+from ..datasets.image_text import PICTURES
+from ..explainers import explainer, scored
+from ..method import itsm
+from ..networks import demo
+from ..networks.loading import load_clip
+from ..projection import Projection
+
+WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
+
+
+def pictures(photo):
+    """A file, a folder or a glob -> sorted list of image files. Warns of files in it that are none; raises
+    FileNotFoundError."""
+    path = Path(photo).expanduser()
+    if path.is_file():
+        return [path]
+    found = [*path.iterdir()] if path.is_dir() else [Path(p) for p in glob.glob(str(path), recursive=True)]
+    found = sorted(p for p in found if p.is_file() and not p.name.startswith("."))
+    good = [p for p in found if p.suffix.lower().lstrip(".") in PICTURES]
+    others = [p.name for p in found if p not in good]
+    if others:
+        warnings.warn(
+            f"left out, no pictures by their names: {len(others)} files ({', '.join(others[:3])}, …)",
+            stacklevel=2,
+        )
+    if not good:
+        raise FileNotFoundError(
+            f"no picture at {photo} (a file, a folder or a glob of {', '.join(PICTURES)})"
+        )
+    return good
+
+
+def targets(paths, out, *others):
+    """Where each picture's overlay goes -> {picture: target}; folders are made. `out`: a file, or a folder
+    for several.
+
+    Raises ValueError before any work where an output would replace an input or another output, OSError where
+    it cannot be written."""
+    out = Path(out).expanduser()
+    is_file = out.suffix.lower() in WRITABLE and not out.is_dir()
+    if is_file and len(paths) == 1:
+        names = [out]
+    else:
+        stem, folder, suffix = (f"{out.stem}-", out.parent, out.suffix) if is_file else ("", out, ".png")
+        twice = len({path.stem for path in paths}) < len(paths)
+        words = [
+            "-".join([*path.parts[-2:-1], path.stem, path.suffix.lstrip(".")]) if twice else path.stem
+            for path in paths
+        ]
+        names = [folder / f"{stem}{word}{suffix}" for word in words]
+    outputs = [*names, *(Path(other).expanduser() for other in others if other)]
+    inputs = {path.resolve() for path in paths}
+    for place, output in enumerate(outputs):
+        if output.resolve() in inputs:
+            raise ValueError(f"{output} is one of the pictures and would be replaced; name another --out")
+        if output in outputs[:place]:
+            raise ValueError(f"{output} would be written twice; give each output a name of its own")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.is_dir() or not os.access(output.parent, os.W_OK):
+            raise OSError(f"{output} cannot be written; name another place")
+    return dict(zip(paths, names, strict=True))
+
+
+def open_method(network, method, pretrained="default", projection=None, device="cpu", size=None):
+    """-> (`Clip`, explainer). `projection`: a trained pair, for "eclip"; a demo network has its own. Raises
+    ValueError where method and projection do not fit each other or the network."""
+    if method == "eclip" and projection is None and network in demo.NETWORKS and pretrained == "default":
+        projection = files.REPOSITORY / "results" / "demo" / "pairs" / f"{network}-ECLIP.safetensors"
+    if (method == "eclip") != (projection is not None):
+        raise ValueError("method eclip needs --projection, a trained pair; no other method takes one")
+    clip = load_clip(network, pretrained, device, size)
+    options = {"projection": Projection.find(projection, clip)} if projection else {}
+    return clip, explainer(method, clip, **options)
+
+
+def explain(paths, texts, clip, explain_method, batch_size=16):
+    """Yields (path, image, scores [T], maps [T, H, W]) for every picture, or (path, the error) for one that
+    cannot be read.
+
+    scores: CLIP's own cosines (Eq. 3), the same for every method; maps: Eq. 5, at the picture's own size."""
+    text = clip.encode_text(texts)
+    with tqdm(total=len(paths), desc="explaining", unit="picture", disable=len(paths) == 1 or None) as bar:
+        for start in range(0, len(paths), batch_size):
+            batch = []
+            for path in paths[start : start + batch_size]:
+                try:
+                    batch.append((path, read_image(path)))
+                except (ValueError, OSError) as error:
+                    yield path, error
+            if batch:
+                scores, cells = scored(clip, explain_method, [image for _, image in batch], text)
+                for k, (path, image) in enumerate(batch):
+                    yield path, image, scores[k], itsm(cells[k : k + 1], image.size[::-1])[0].cpu()
+            bar.update(min(batch_size, len(paths) - start))
+
+
+def limits(network):
+    """One sentence for a demo network on what it can and cannot know; None for the others."""
+    if network not in demo.NETWORKS:
+        return None
+    return (
+        f"{network} is a mini model of this repository's rendered scenes: it knows "
+        f"{', '.join(scenes.CLASSES)} there, mostly by "
+        "their colours, and nothing of photographs; --network ViT-B-16 loads OpenAI's CLIP"
+    )
+
+
+def run(photo, texts, out, json=None, npz=None, **options):
+    """What the command does: one overlay sheet a picture, scores as JSON, maps as npz -> the overlays' paths.
+
+    A picture that cannot be read does not cost the others: it is named in a ValueError at the end, when all
+    else is written."""
+    if not texts or any(not text.strip() for text in texts):
+        raise ValueError("give at least one text, and none that is empty")
+    paths = pictures(photo)
+    places = targets(paths, out, json, npz)
+    clip, method = open_method(**options)
+    made, scores, arrays, broken = [], {}, {}, []
+    for path, image, *found in explain(paths, texts, clip, method):
+        if not found:
+            broken.append(image)
+            continue
+        cosines, heat = found
+        titles = ["picture", *(f"{plots.literally(t)}\n{c:.3f}" for t, c in zip(texts, cosines, strict=True))]
+        figure = plots.sheet([(image, [None, *heat])], titles, size=3)
+        with files.replacing(places[path]) as partial:
+            figure.savefig(partial, dpi=110, bbox_inches="tight", format=places[path].suffix.lstrip("."))
+        plt.close(figure)
+        made.append(places[path])
+        scores[str(path)] = {
+            text: round(float(cosine), 6) for text, cosine in zip(texts, cosines, strict=True)
+        }
+        arrays[str(path)] = heat.numpy().astype(np.float16)
+    if json:
+        files.write(Path(json).expanduser(), files.as_json(scores))
+    if npz:
+        write_npz(Path(npz).expanduser(), {**arrays, "texts": np.array(texts)})
+    if broken:
+        rest = f" (and {len(broken) - 1} more of {len(paths)})" if len(broken) > 1 else ""
+        raise ValueError(f"{broken[0]}{rest}")
+    return made
+
+
+def write_npz(path, arrays):
+    """np.savez_compressed, which takes no array called "file"."""
+    with files.replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array)

@@ -1,0 +1,78 @@
+"""`eclip train`: a pair of projections by masked max pooling, on one machine, several GPUs or a cluster."""
+
+import os
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from .. import files
+from ..datasets.image_text import load_pairs
+from ..feature_cache import cache_features
+from ..networks.attention import load_attention
+from ..networks.loading import load_clip
+from ..training import train_pair
+from . import cluster
+
+
+def train(data, out, pooling, model, masked, features, settings):
+    """Train and save a pair -> one line of words (empty on every rank but the first).
+
+    model: network, pretrained, device. masked: mask and mask_checkpoint, or nothing. features: cache, views,
+    workers, ray. settings: of `train_pair`. Raises ValueError, OSError before any work where an output would
+    replace an input or cannot be written."""
+    out = out.expanduser()
+    source, curve = load_pairs(data), out.with_suffix(".csv")
+    _require_free(out, curve, data)
+    rank = _join_ranks(model)
+
+    def load():
+        checkpoint = masked.get("mask_checkpoint")
+        checkpoint = None if checkpoint == "random" else checkpoint
+        masks = {"mask": load_attention(masked["mask"], checkpoint, model["device"])} if masked else {}
+        return load_clip(**model), masks
+
+    clip, masks = load()
+    options = {"views": features["views"], "seed": settings["seed"]}
+    if features["ray"]:
+        gpus = int(model["device"].startswith("cuda"))
+        cached = cluster.cache_features(load, source, features["cache"], features["ray"], gpus, **options)
+    else:
+        cached = cache_features(
+            clip, source, features["cache"], masks, workers=features["workers"], **options
+        )
+    pair, history = train_pair(clip, cached, "masked_max:mask" if masked else pooling, **settings)
+    if rank:
+        return ""
+    pair.save(out)
+    files.write(curve, files.as_csv(history, index=False))
+    losses = f"loss {history['loss'].iloc[0]:.3f} to {history['loss'].iloc[-1]:.3f}"
+    return f"{len(cached)} pairs, {losses}; {out}\n"
+
+
+def _require_free(out, curve, data):
+    inputs = data.partition(":")[2]
+    for path in (out, curve):
+        if os.path.exists(inputs) and path.exists() and os.path.samefile(path, inputs):
+            raise ValueError(
+                f"{path} would be written over the pairs it is trained on; give the pair another name "
+                f"than {out}"
+            )
+        if path.is_dir():
+            raise ValueError(
+                f"{path} is a folder; name a file for the pair, like {path / 'pair.safetensors'}"
+            )
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out}: a pair is a .safetensors file; write {out.with_suffix('.safetensors')}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _join_ranks(model):
+    """Under torchrun every rank takes a device of its own -> the rank, 0 without torchrun. Changes
+    `model`."""
+    if "RANK" not in os.environ:
+        return 0
+    cuda = model["device"].startswith("cuda")
+    if model["device"] == "cuda":
+        model["device"] = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=7))
+    return dist.get_rank()

@@ -1,0 +1,45 @@
+"""`eclip evaluate`: one method over a profile's networks and datasets."""
+
+from ..evaluation import evaluate, summarize
+from ..experiment import load_profile
+from ..explainers import explainer
+from ..files import as_csv, write
+from ..projection import Projection
+from . import cluster
+
+
+def measure(method, profile="demo", projection=None, out=None, ray=0, **parameters):
+    """Yields one line of words for every network and dataset; with `out` the rows are written there, one CSV
+    each.
+
+    projection: a pair for "eclip", see `Projection.find`; default: notebook 05's. ray: so many Ray workers, 0
+    for none."""
+    run = load_profile(profile, **parameters)
+    if ray and not out:
+        raise ValueError("--ray needs --out, the folder where the parts are kept")
+    if projection and method != "eclip":
+        raise ValueError("--projection is for the method eclip; no other takes a pair")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+    for network in run.networks:
+
+        def load(network=network):
+            clip = run.load_clip(network)
+            if method != "eclip":
+                return explainer(method, clip), clip
+            pair = Projection.find(projection, clip) if projection else run.load_pair(clip)
+            return explainer(method, clip, projection=pair), clip
+
+        explain, clip = load()
+        for name in run.datasets:
+            dataset = run.load_dataset(name)
+            if ray:
+                parts, gpus = out / f"{method}-{network}-{name}", int(run.device.startswith("cuda"))
+                rows = cluster.evaluate_parts(load, dataset, parts, ray, gpus, batch_size=run.batch_size)
+            else:
+                rows = evaluate({method: explain}, dataset, clip, run.workers, run.batch_size)
+            if out:
+                write(out / f"{method}-{network}-{name}.csv", as_csv(rows, index=False))
+            s = summarize(rows, seed=run.seed)
+            numbers = f"mIoU {s.mIoU:.2f} (floor {s.floor:.2f}) mSC {s.mSC:.2f}, {s.images:.0f} images"
+            yield f"{clip.title} {name} {method}: {numbers}"

@@ -1,0 +1,106 @@
+"""Views of image-caption pairs as training sees them: augmented, seeded by their own keys, and what had to be
+left out."""
+
+import hashlib
+import random
+from functools import partial
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+
+def augmentation(clip, kind="deit"):
+    """PIL -> float32 [3, S, S], CLIP's normalisation. "deit": timm's DeiT recipe (random resized crop, flip,
+    RandAugment, random erasing), which reference [35] of the paper stands for; None: CLIP's plain
+    preprocessing."""
+    if kind is None:
+        return clip.preprocess
+    if kind != "deit":
+        raise ValueError(f"augment is 'deit' or None, not {kind!r}")
+    import timm.data
+
+    mean, std = clip.statistics
+    transform = timm.data.create_transform(
+        clip.image_size,
+        is_training=True,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bicubic",
+        re_prob=0.25,
+        re_mode="pixel",
+        mean=mean,
+        std=std,
+    )
+    for op in next(step for step in transform.transforms if hasattr(step, "ops")).ops:
+        if op.name.startswith("Posterize"):
+            op.level_fn = partial(_some_bits, op.level_fn)
+    return transform
+
+
+def _some_bits(level_fn, level, hparams):
+    """Bits that RandAugment keeps of a channel: at its strongest none, which Pillow refuses; then one."""
+    return (max(1, *level_fn(level, hparams)),)
+
+
+class PairViews(Dataset):
+    """One view of a part after another as (image, caption, mask or False), or None where an image is broken;
+    each is seeded by its own key, so that workers and restarts make no difference. masks: whether the
+    source's own masks come along."""
+
+    def __init__(self, source, items, transform, seed, views, masks=False):
+        self.source, self.items, self.transform, self.seed, self.views = source, items, transform, seed, views
+        self.masks = masks
+
+    def __len__(self):
+        return len(self.items) * self.views
+
+    def __getitem__(self, index):
+        view, item = divmod(index, len(self.items))
+        key, payload, caption = self.items[item]
+        number = int.from_bytes(hashlib.sha256(f"{self.seed} {key} {view}".encode()).digest()[:4], "big")
+        random.seed(number), np.random.seed(number), torch.manual_seed(number)
+        try:
+            image = self.source.open(payload)
+        except (OSError, ValueError):  # a web dataset has broken images: left out and counted
+            return None
+        return self.transform(image), caption, self.masks and self.source.mask(payload)
+
+
+class LeftOut:
+    """What pairs could not be used, by reason: how many, and the first few keys."""
+
+    def __init__(self):
+        self.reasons = {}
+
+    def add(self, reason, key):
+        found = self.reasons.setdefault(reason, {"count": 0, "first": []})
+        found["count"] += 1
+        found["first"] = [*found["first"], key][:3]
+
+    def merge(self, reasons):
+        for reason, about in reasons.items():
+            found = self.reasons.setdefault(reason, {"count": 0, "first": []})
+            found["count"] += about["count"]
+            found["first"] = [*found["first"], *about["first"]][:3]
+
+    @property
+    def count(self):
+        return sum(about["count"] for about in self.reasons.values())
+
+    def __str__(self):
+        return "; ".join(
+            f"{r['count']} {reason} ({', '.join(r['first'])}, …)" for reason, r in self.reasons.items()
+        )
+
+
+def usable(items, left_out):
+    """The (key, payload, caption) that have both a picture and a caption; the others go to `left_out`."""
+    good = []
+    for key, payload, caption in items:
+        if payload is None:
+            left_out.add("without a picture", key)
+        elif not caption:
+            left_out.add("with an empty caption", key)
+        else:
+            good.append((key, payload, caption))
+    return good

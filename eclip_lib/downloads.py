@@ -1,0 +1,152 @@
+"""Large files from the network: resumed after a broken transfer, checked, unpacked without a half-written
+tree."""
+
+import os
+import shutil
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from tqdm.auto import tqdm
+
+from .files import alone, digest
+
+CHUNK, TRIES, TIMEOUT = 1 << 20, 5, 20
+
+
+def size(count):
+    """Bytes in words: "1.9 GB"."""
+    if count is None:
+        return "size not published"
+    unit = next(unit for unit in (1e9, 1e6, 1e3, 1) if count >= unit or unit == 1)
+    return f"{count / unit:.3g} {({1e9: 'GB', 1e6: 'MB', 1e3: 'kB', 1: 'bytes'})[unit]}"
+
+
+def require_space(path, count, what):
+    """Raise OSError where the disk of `path` has fewer than `count` bytes free."""
+    place = next(p for p in [Path(path), *Path(path).absolute().parents] if p.exists())
+    free = shutil.disk_usage(place).free
+    if count and free < count:
+        raise OSError(
+            f"{what} needs {size(count)} on the disk of {path}, which has {size(free)} free: free some "
+            "or name another folder"
+        )
+
+
+class _Resuming:
+    """A pooch downloader that goes on where an earlier, broken transfer to `partial` stopped (HTTP range
+    requests), a few times."""
+
+    def __init__(self, partial, expected):
+        self.partial, self.expected = partial, expected
+
+    def __call__(self, url, output_file, pooch, check_only=False):
+        for attempt in range(TRIES):
+            try:
+                self._transfer(url)
+                break
+            except urllib.error.HTTPError as error:
+                raise OSError(f"{url} answers {error.code} {error.reason}") from error
+            except (
+                OSError
+            ) as error:  # an address that cannot be reached is not asked again, a transfer that broke is
+                if attempt + 1 == TRIES or not self.partial.exists():
+                    raise OSError(f"{url}: {getattr(error, 'reason', error)}") from error
+                time.sleep(min(attempt, 3))
+        os.replace(self.partial, output_file)
+
+    def _transfer(self, url):
+        have = self.partial.stat().st_size if self.partial.exists() else 0
+        if have and have == self.expected:
+            return
+        if self.expected and have > self.expected:
+            have = 0
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        try:
+            answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+        except urllib.error.HTTPError as error:
+            if error.code != 416:  # what we have is as long as what there is, or longer: from the start
+                raise
+            self.partial.unlink()
+            have, answer = 0, urllib.request.urlopen(url, timeout=TIMEOUT)
+        if answer.status != 206:  # a server without ranges starts again
+            have = 0
+        length = answer.headers["Content-Length"]
+        total = have + int(length) if length else self.expected
+        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=self.partial.stem)
+        with answer, open(self.partial, "ab" if have else "wb") as file, bar:
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+        arrived = self.partial.stat().st_size
+        if total and arrived < total:
+            raise OSError(f"the connection closed after {size(arrived)} of {size(total)}")
+
+
+def fetch(url, path, expected=None, checksum=None):
+    """Download `url` to `path`, atomically. expected: bytes; checksum: "md5:…" or "sha256:…". A broken
+    transfer stays as `path`.partial and is taken up again.
+
+    Raises OSError: unreachable, no room, or not the file it should be, which is then removed."""
+    import pooch
+
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        have = partial.stat().st_size if partial.exists() else 0
+        require_space(path.parent, expected and expected - have, path.name)
+        pooch.get_logger().setLevel("ERROR")
+        lock = Path(tempfile.gettempdir(), f"eclip-{digest(str(path.absolute()))}.lock")
+        with alone(lock):  # other ranks and programs wait, then find it
+            pooch.retrieve(url, checksum, path.name, path.parent, downloader=_Resuming(partial, expected))
+    except ValueError as error:  # pooch, of a checksum
+        raise OSError(
+            f"what {url} sent is not {path.name}: its checksum differs; it was removed, try again later"
+        ) from error
+    return path
+
+
+def unpack(archive, root):
+    """Unpack a tar or zip under `root`: into a folder beside it first, then file by file into place, so that
+    no file is ever half there. Raises ValueError for an archive with members that would land outside, OSError
+    for no room; nothing is written then."""
+    root = Path(root)
+    members = _members(archive)
+    require_space(root, sum(count for _, count, _ in members), Path(archive).name)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as staged:
+        zipped = zipfile.is_zipfile(archive)
+        with zipfile.ZipFile(archive) if zipped else tarfile.open(archive) as file:
+            for member in tqdm(
+                file.infolist() if zipped else file, desc=f"unpacking {Path(archive).name}", unit="file"
+            ):
+                file.extract(member, staged, **({} if zipped else {"filter": "data"}))
+        for path in sorted(p for p in Path(staged).rglob("*") if p.is_file()):
+            target = root / path.relative_to(staged)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+
+
+def _members(archive):
+    """(name, bytes, plain file or folder) of all in a tar or zip. Raises ValueError where one would land
+    outside, or is a link."""
+    if zipfile.is_zipfile(archive):
+        members = [(m.filename, m.file_size, True) for m in zipfile.ZipFile(archive).infolist()]
+    elif tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as tar:
+            members = [(m.name, m.size, m.isfile() or m.isdir()) for m in tar]
+    else:
+        raise ValueError(f"{archive} is neither a tar nor a zip archive; remove it and fetch again")
+    for name, _, plain in members:
+        pure = PurePosixPath(name.replace("\\", "/"))
+        if pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0] or not plain:
+            raise ValueError(
+                f"{archive} holds {name!r}, which would land outside its folder or is no plain file: not "
+                "unpacked"
+            )
+    return members

@@ -1,0 +1,38 @@
+"""How a map is scored (`metrics`), an explainer over a dataset (`evaluator`), and what its rows say
+(`statistics`); paper §4.1."""
+
+from .evaluator import Batch, batches, evaluate, prompts, recognize
+from .metrics import average_precision, best_iou, score_contrast
+from .statistics import (
+    MEASURES,
+    bootstrap,
+    gains,
+    gains_in_words,
+    in_words,
+    mean_interval,
+    over_trainings,
+    summarize,
+    t_interval,
+    table,
+)
+
+__all__ = [
+    "MEASURES",
+    "Batch",
+    "average_precision",
+    "batches",
+    "best_iou",
+    "bootstrap",
+    "evaluate",
+    "gains",
+    "gains_in_words",
+    "in_words",
+    "mean_interval",
+    "over_trainings",
+    "prompts",
+    "recognize",
+    "score_contrast",
+    "summarize",
+    "t_interval",
+    "table",
+]

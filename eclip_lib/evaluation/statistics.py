@@ -1,0 +1,150 @@
+"""What tidy rows of `evaluate` say: measures with intervals, paired gains, spread over trainings, and their
+words (paper §4.1).
+
+An interval names its unit. Over images it is a bootstrap that resamples whole images; over trainings it is
+Student's t."""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+VALUES = {"mIoU": "iou", "mSC": "score_contrast"}
+MEASURES = ["mIoU", "mIoU_low", "mIoU_high", "mSC", "mSC_low", "mSC_high", "mIoU_pairs", "mSC_pairs", "floor"]
+
+
+def class_mean(rows, value):
+    """Mean of a column per class, then over classes, in %; pairs without a value are left out."""
+    return 100 * rows.groupby("class_name")[value].mean().mean()
+
+
+def interval(draws):
+    """95 % percentile interval of bootstrap draws -> (low, high)."""
+    return tuple(np.nanpercentile(draws, [2.5, 97.5]))
+
+
+def summarize(rows: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> pd.Series:
+    """Rows of `evaluate` -> a Series of §4.1's measures, in %.
+
+    mIoU, mSC: mean per class, then over classes. `_pairs`: mean over all (image, class) pairs. `floor`: mIoU
+    of the all-foreground map. `_low`, `_high`: 95 % bootstrap interval over images. images, pairs: how many;
+    no_contrast: pairs left out of mSC because they have no background. Raises ValueError where there is no
+    row."""
+    if rows.empty:
+        raise ValueError("no rows to summarize: evaluate() found no (image, class) pair")
+    summary = {}
+    for name, value in VALUES.items():
+        summary[name], summary[f"{name}_pairs"] = class_mean(rows, value), 100 * rows[value].mean()
+        summary[f"{name}_low"], summary[f"{name}_high"] = interval(bootstrap(rows, value, resamples, seed))
+    summary["floor"] = class_mean(rows, "foreground")
+    summary["images"], summary["pairs"] = rows["image_id"].nunique(), len(rows)
+    summary["no_contrast"] = int(rows["score_contrast"].isna().sum())
+    return pd.Series(summary)
+
+
+def bootstrap(rows: pd.DataFrame, value: str, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """Class means of `value` in % over bootstrap resamples of the images -> [resamples]. The same seed draws
+    the same images for two methods on one dataset, so that their difference is paired."""
+    images, image = np.unique(rows["image_id"], return_inverse=True)
+    classes, label = np.unique(rows["class_name"], return_inverse=True)
+    known = rows[value].notna().to_numpy()
+    sums, counts = (np.zeros((len(images), len(classes))) for _ in range(2))
+    np.add.at(sums, (image[known], label[known]), rows[value].to_numpy()[known])
+    np.add.at(counts, (image[known], label[known]), 1)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(len(images), np.full(len(images), 1 / len(images)), size=resamples).astype(
+        float
+    )
+    with np.errstate(invalid="ignore"):
+        return 100 * np.nanmean((weights @ sums) / (weights @ counts), axis=1)
+
+
+def mean_interval(values, resamples=1000, seed=0):
+    """Mean of one number an image with its 95 % bootstrap interval -> (mean, low, high); nan is left out."""
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
+    return values.mean(), *np.percentile(values[draws].mean(1), [2.5, 97.5])
+
+
+def t_interval(values):
+    """Mean over trainings with its 95 % interval by Student's t -> (mean, low, high)."""
+    values = np.asarray(values, dtype=float)
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else np.nan
+    return values.mean(), values.mean() - half, values.mean() + half
+
+
+def table(rows: pd.DataFrame, by=("dataset", "network", "method"), measures=MEASURES, seed=0) -> pd.DataFrame:
+    """One line a group of tidy rows, in order of appearance: `by`, then `summarize`'s measures in %."""
+    lines = [
+        dict(zip(by, key, strict=True)) | summarize(part, seed=seed)[list(measures)].to_dict()
+        for key, part in rows.groupby(list(by), sort=False, dropna=False)
+    ]
+    return pd.DataFrame(lines, columns=[*by, *measures])
+
+
+def gains(rows: pd.DataFrame, comparisons, seed=0, resamples=1000) -> pd.DataFrame:
+    """Paired differences of methods on every dataset and network, in points, with 95 % bootstrap intervals
+    over images, and over trainings together where a method has several seeds.
+
+    comparisons: (better, than) pairs of methods, in the order of the lines; those without rows are left out.
+    One line each: dataset, network, better, than, mIoU, mSC with `_low` and `_high`."""
+    lines = []
+    for (dataset, network), part in rows.groupby(["dataset", "network"], sort=False):
+        trainings = {method: _trainings(found) for method, found in part.groupby("method", sort=False)}
+        for better, than in comparisons:
+            if better in trainings and than in trainings:
+                line = {"dataset": dataset, "network": network, "better": better, "than": than}
+                lines.append(line | _gain(trainings[better], trainings[than], seed, resamples))
+    measures = [f"{name}{end}" for name in VALUES for end in ("", "_low", "_high")]
+    return pd.DataFrame(lines, columns=["dataset", "network", "better", "than", *measures])
+
+
+def _trainings(rows):
+    return [part for _, part in rows.groupby("seed", sort=False, dropna=False)]
+
+
+def _gain(ours, theirs, seed, resamples):
+    line = {}
+    for name, value in VALUES.items():
+        means = [np.mean([class_mean(part, value) for part in parts]) for parts in (ours, theirs)]
+        draws = [_resampled(parts, value, seed, resamples) for parts in (ours, theirs)]
+        line[name] = means[0] - means[1]
+        line[f"{name}_low"], line[f"{name}_high"] = interval(draws[0] - draws[1])
+    return line
+
+
+def _resampled(trainings, value, seed, resamples):
+    """Class means over resampled images, of resampled trainings; the same draws for every method."""
+    every = np.stack([bootstrap(part, value, resamples, seed) for part in trainings])
+    chosen = np.random.default_rng(seed).integers(0, len(every), (len(every), resamples))
+    return np.take_along_axis(every, chosen, 0).mean(0)
+
+
+def over_trainings(seeds: pd.DataFrame, by=("dataset", "network", "pooling")) -> pd.DataFrame:
+    """A table with one line a training -> mean over trainings with the smallest (`_low`) and the largest
+    (`_high`), for mIoU and mSC; `seeds` says how many."""
+    columns = {"seeds": ("mIoU", "size")}
+    for value in VALUES:
+        columns |= {value: (value, "mean"), f"{value}_low": (value, "min"), f"{value}_high": (value, "max")}
+    return seeds.groupby(list(by), sort=False).agg(**columns).reset_index()
+
+
+def in_words(low, high, above="above", below="below", undecided="undecided"):
+    """What an interval says about 0."""
+    return above if low > 0 else below if high < 0 else undecided
+
+
+def gains_in_words(table: pd.DataFrame) -> str:
+    """One sentence a comparison of `gains`: on how many datasets and networks the difference and its interval
+    lie above 0, below it, or neither."""
+    lines = []
+    for (better, other), part in table.groupby(["better", "than"], sort=False):
+        counts = []
+        for measure in VALUES:
+            words = [
+                in_words(*ends) for ends in zip(part[f"{measure}_low"], part[f"{measure}_high"], strict=True)
+            ]
+            up, down, open_ = (words.count(word) for word in ("above", "below", "undecided"))
+            counts.append(f"{measure} higher on {up}, lower on {down}, undecided on {open_}")
+        lines.append(f"{better} against {other} ({len(part)}): {'; '.join(counts)}")
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""The one contract of explainers: a callable (images [B, 3, S, S], text [T, Ct]) -> [B, T, h, w], higher
+where the text is more relevant.
+
+`FeatureMap` needs nothing but CLIP's features, so several share one forward pass. `PairMap` explains one
+(image, text) pair at a time, with a backward pass, so only the pairs that are asked for are computed. Any
+plain callable is an explainer too; `maps` asks all three for selected pairs."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+
+from ..method import ImageFeatures, itsm, score
+from ..networks.clip import to_batch
+from ..networks.encoders import embed_vit
+
+CHUNK = 32  # pairs a backward pass holds at once
+
+
+class FeatureMap:
+    """`of_features`: (`ImageFeatures` of B images, text [T, Ct]) -> [B, T, h, w]."""
+
+    def __init__(self, clip, of_features: Callable[[ImageFeatures, torch.Tensor], torch.Tensor]):
+        self.clip, self.of_features = clip, of_features
+
+    def __call__(self, images, text):
+        return self.of_features(self.clip.encode_image(images), text)
+
+
+class PairMap:
+    """`explain`: (images [B, 3, S, S], text [T, Ct], index [P, 2] of image and text) -> [P, h, w], P at most
+    `CHUNK`."""
+
+    def __init__(self, explain: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]):
+        self.explain = explain
+
+    def pairs(self, images, text, index):
+        images = images.to(text.device)
+        with torch.enable_grad():
+            return torch.cat([self.explain(images, text, part) for part in index.split(CHUNK)]).detach()
+
+    def __call__(self, images, text):
+        index = torch.cartesian_prod(*(torch.arange(len(x), device=text.device) for x in (images, text)))
+        return self.pairs(images, text, index.reshape(-1, 2)).unflatten(0, (len(images), len(text)))
+
+
+class Shared:
+    """CLIP's features of some images, computed when the first `FeatureMap` of that CLIP asks for them."""
+
+    def __init__(self, clip, images):
+        self.clip, self.images = clip, images
+
+    @cached_property
+    def features(self):
+        return self.clip.encode_image(self.images)
+
+
+def maps(
+    explain: Callable,
+    images: torch.Tensor,
+    text: torch.Tensor,
+    index: torch.Tensor,
+    shared: Shared | None = None,
+):
+    """The maps of selected pairs: index [P, 2] of image and text -> [P, h, w], without a gradient. shared: the
+    features of these images, for several explainers of one batch."""
+    if hasattr(explain, "pairs"):
+        with torch.enable_grad():
+            return explain.pairs(images, text, index).detach()
+    with torch.no_grad():
+        if shared is not None and isinstance(explain, FeatureMap) and explain.clip is shared.clip:
+            every = explain.of_features(shared.features, text)
+        else:
+            every = explain(images, text)
+        return every[index[:, 0], index[:, 1]]
+
+
+def vit_blocks(clip, method):
+    """The residual blocks of a ViT. Raises ValueError on another network, in the method's name."""
+    if not clip.is_vit:
+        raise ValueError(f"{method} needs a ViT's attention; {clip.network} is none")
+    return clip.model.visual.transformer.resblocks
+
+
+@torch.no_grad()
+def tokens_before(clip, images, index, first):
+    """What a ViT's block number `first` reads, for every pair [P, 1 + N, C]; each image runs through the
+    earlier blocks once. Requires a gradient, so that everything after it is differentiable."""
+    used, place = index[:, 0].unique(return_inverse=True)
+    x = embed_vit(clip.model.visual, images[used].to(clip.device))
+    for block in clip.model.visual.transformer.resblocks[:first]:
+        x = block(x)
+    return x[place].requires_grad_()
+
+
+@torch.no_grad()
+def scored(clip, explain: Callable, images, text: torch.Tensor):
+    """Pictures (PIL) and F_t [T, Ct] -> (CLIP's own cosines [B, T] (Eq. 3), maps before Eq. 5 [B, T, h, w])."""
+    prepared = to_batch([clip.preprocess(image) for image in images], clip.device)
+    shared = Shared(clip, prepared)
+    every = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(text))).reshape(-1, 2)
+    cells = maps(explain, prepared, text, every.to(clip.device), shared).unflatten(
+        0, (len(images), len(text))
+    )
+    return score(shared.features.class_token, text, clip.projection).cpu(), cells
+
+
+def map_of(clip, explain: Callable, image, text: str) -> torch.Tensor:
+    """One picture (PIL) and one text -> the map M at the picture's size (Eq. 5), float32 [H, W] in [0, 1] on
+    the CPU."""
+    cells = scored(clip, explain, [image], clip.encode_text([text]))[1]
+    return itsm(cells, image.size[::-1])[0, 0].cpu()

@@ -1,0 +1,140 @@
+"""Files, once for everybody: atomic writes, and digests that stand for contents."""
+
+import ast
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from uuid import uuid4
+
+_CLONE = Path(__file__).parents[1]
+# a clone; an installed wheel has no notebooks, results or demo models, and writes where one stands
+REPOSITORY = _CLONE if (_CLONE / "notebooks").is_dir() else Path.cwd()
+
+
+# ---------------------------------------------------------------------- writing
+
+
+@contextmanager
+def replacing(path):
+    """A path beside `path` to write to, which takes its place when the block ends well and is removed when it
+    does not; the folder is made. Raises OSError that says so where the disk is full."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise OSError(
+                error.errno,
+                f"no room for {path.name} in {path.parent}: free some space and run again, it resumes",
+            ) from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write(path, data: bytes | str):
+    """Write bytes or text atomically, on disk when this returns."""
+    with replacing(path) as partial, open(partial, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def alone(path, otherwise=None):
+    """No other process is in this block for the same path: it waits, or raises ValueError(otherwise)."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if otherwise else 0))
+        except OSError as error:
+            raise ValueError(otherwise) from error
+        yield
+
+
+def read_json(path):
+    """A note of our own -> its content, or None where it is missing, empty or half-written: then the work is
+    done again."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def as_json(about) -> str:
+    return json.dumps(about, indent=1, default=list) + "\n"
+
+
+def as_csv(table, **options) -> str:
+    text = io.StringIO()
+    table.to_csv(text, **options)
+    return text.getvalue()
+
+
+# ---------------------------------------------------------------------- contents
+
+
+def digest(thing) -> str:
+    """Sixteen hexadecimal digits that stand for what a thing contains, whatever it is called.
+
+    A torch module or a dictionary of tensors: the weights. A path: the file's bytes. Bytes: themselves. Else
+    what JSON can say. Raises TypeError for anything else, whose text might leave out what matters."""
+    thing = thing.state_dict() if hasattr(thing, "state_dict") else thing
+    if isinstance(thing, Path):
+        with open(thing, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    sha = hashlib.sha256()
+    if isinstance(thing, Mapping) and thing and all(hasattr(value, "detach") for value in thing.values()):
+        for name, tensor in sorted(thing.items()):
+            raw = tensor.detach().cpu().contiguous().flatten().view(sys.modules["torch"].uint8)
+            sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + raw.numpy().tobytes())
+    else:
+        sha.update(thing if isinstance(thing, bytes) else json.dumps(thing, sort_keys=True).encode())
+    return sha.hexdigest()[:16]
+
+
+# what decides a number below our own code
+DECIDING = ("torch", "torchvision", "open_clip_torch", "timm", "grad-cam", "pycocotools", "numpy", "pillow")
+
+
+@cache
+def code_digest(*places) -> str:
+    """Digest of the library's code in these files and folders, without its words (comments, docstrings), and
+    of the versions of the libraries below it."""
+    package, sha = Path(__file__).parent, hashlib.sha256()
+    for place in places:
+        for path in sorted((package / place).rglob("*.py")) or [package / place]:
+            sha.update(ast.dump(_without_docstrings(ast.parse(path.read_text()))).encode())
+    sha.update(" ".join(version(name) for name in DECIDING).encode())
+    return sha.hexdigest()[:16]
+
+
+def _without_docstrings(tree):
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+                body[0] = ast.Pass()
+    return tree
+
+
+def stamp(path):
+    """What tells in a moment that a file has not changed: (bytes, nanoseconds of its last change), or None
+    where there is none."""
+    try:
+        about = os.stat(path)
+        return [about.st_size, about.st_mtime_ns]
+    except OSError:
+        return None

@@ -1,0 +1,193 @@
+"""Locked CLIP: image features, text features and the projection pair between them (paper §3.1, Eq. 1 to 3).
+
+Together with `encoders.py` the only place that knows open_clip's insides. Everything it returns is *before*
+the projection, because CLIP, ECLIP and RCLIP differ only in the `Projection` that follows."""
+
+import copy
+import re
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+
+import open_clip
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from .. import files
+from ..method import ImageFeatures
+from ..projection import Projection
+from . import demo
+from .encoders import image_features, image_projection
+
+PROMPT = "a photo of the {}"
+
+
+def to_batch(images, device):
+    """Prepared images [3, S, S] -> [B, 3, S, S] on the device; onto a GPU through pinned memory, so that the
+    copy does not wait."""
+    batch = torch.stack(list(images))
+    return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+
+
+def loaded(dataset, batch_size, workers=0, **options):
+    """A torch dataset in lists of `batch_size` items, decoded in `workers` processes. Raises OSError where one
+    of them is killed."""
+    try:
+        yield from DataLoader(dataset, batch_size, num_workers=workers, collate_fn=list, **options)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise OSError(
+            "a process that decodes images was killed, mostly because memory ran out; run again with fewer "
+            "workers (-p workers 0)"
+        ) from error
+
+
+def _to_rgb(image):
+    return image.convert("RGB")
+
+
+class Clip:
+    """A locked CLIP. Attributes: `network`, `pretrained` (a word for tables and titles), `preprocess` (PIL
+    image -> float32 [3, S, S]), `image_size` S (or (H, W)), `statistics` (mean and std of the preprocessing),
+    `projection` (CLIP's own pair), `is_vit`, `pools` ("tokens" or "feature_map": what `pool` reads and a
+    learned pair projects), `logit_scale` (float, the factor on cosines), `device`, `model` (open_clip's)."""
+
+    def __init__(self, model, tokenizer, network, pretrained, device, precision="fp32"):
+        self.model, self.tokenizer = model.eval().requires_grad_(False).to(device), tokenizer
+        self.network, self.pretrained = network, pretrained
+        self.device, self.precision = torch.device(device), precision
+        config = open_clip.get_model_preprocess_cfg(model)
+        self.size = (config["size"],) * 2 if isinstance(config["size"], int) else tuple(config["size"])
+        self.image_size = self.size[0] if self.size[0] == self.size[1] else self.size
+        self.statistics = (config["mean"], config["std"])
+        self.preprocess = transforms.Compose(
+            [
+                _to_rgb,
+                transforms.Resize(
+                    self.size, transforms.InterpolationMode.BICUBIC
+                ),  # no crop, aspect ratio not kept
+                transforms.ToTensor(),
+                transforms.Normalize(config["mean"], config["std"]),
+            ]
+        )
+        self.is_vit = isinstance(model.visual, VisionTransformer)
+        self.pools = "feature_map" if isinstance(model.visual, ModifiedResNet) else "tokens"
+        if self.device.type == "cuda" and not self.is_vit:  # what cuDNN's convolutions are fastest on
+            model.visual.to(memory_format=torch.channels_last)
+        self.logit_scale = float(model.logit_scale.exp())
+        self.projection = _own_projection(model, network).requires_grad_(False).to(device)
+        self.projection.metadata = {"network": network, "weights": pretrained}
+        self.backbone = None  # another image encoder, see `with_image_encoder`
+
+    @property
+    def title(self):
+        """The network's name for tables and figures; random weights say so."""
+        return f"{self.network} (random weights)" if self.pretrained == "random" else self.network
+
+    @cached_property
+    def identity(self):
+        """What decides this CLIP's features, as JSON's types: its weights' digest, whatever their file is
+        called, its activation, input size and precision; network and weights by name for the reader."""
+        about = {"network": self.network, "weights": self.pretrained, "model": files.digest(self.model)}
+        about |= {"quick_gelu": _is_quick(self.model), "input": list(self.size), "precision": self.precision}
+        return about if self.backbone is None else about | {"backbone": files.digest(self.backbone)}
+
+    def to_rgb(self, images):
+        """Prepared images [B, 3, H, W] -> RGB in [0, 1], as the self-supervised models read them."""
+        mean, std = (torch.tensor(s, device=images.device).view(3, 1, 1) for s in self.statistics)
+        return images * std + mean
+
+    def encode_image(self, images: torch.Tensor) -> ImageFeatures:
+        """[B, 3, H, W] -> `ImageFeatures` in float32. Differentiable in `images`; the weights stay locked."""
+        if images.ndim != 4 or images.shape[1:] != (3, *self.size):
+            expected = f"[B, 3, {self.size[0]}, {self.size[1]}]"
+            raise ValueError(f"{self.network} reads images of shape {expected}, not {list(images.shape)}")
+        images = images.to(self.device)
+        if self.backbone is not None:
+            return self.backbone.features(self.to_rgb(images))
+        if self.precision == "fp32":
+            return image_features(self.model.visual, images)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            features = image_features(self.model.visual, images)
+        feature_map = None if features.feature_map is None else features.feature_map.float()
+        return ImageFeatures(
+            features.class_token.float(), features.tokens.float(), features.grid, feature_map
+        )
+
+    def encode_text(self, texts: str | Sequence[str]) -> torch.Tensor:
+        """A list of T prompts -> F_t [T, Ct]: the end-of-text token after the final layer norm, before the
+        projection.
+
+        A demo network warns about words its captions never contained, every network about a prompt that it
+        cuts."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise ValueError("no text to encode")
+        self._warn_of(texts)
+        tower, tokens = _text_tower(self.model), self.tokenizer(texts).to(self.device)
+        x = tower.token_embedding(tokens) + tower.positional_embedding
+        x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask))
+        own = tower is self.model
+        kind, end = (tower.text_pool_type, tower.text_eos_id) if own else (tower.pool_type, tower.eos_id)
+        return text_global_pool(x, tokens, kind, eos_token_id=end)
+
+    def _warn_of(self, texts):
+        if self.network in demo.NETWORKS:
+            unknown = sorted({w for t in texts for w in re.findall(r"\w+", t.lower())} - set(demo.words()))
+            if unknown:
+                said = f"{self.network} never saw the words {unknown}; it knows {demo.words()}"
+                warnings.warn(said, stacklevel=3)
+        limit, encode = self.tokenizer.context_length, getattr(self.tokenizer, "encode", None)
+        # and a token each for start and end
+        long = [text for text in texts if encode and len(encode(text)) + 2 > limit]
+        if long:
+            said = f"{self.network} reads {limit} tokens; {long[0][:30]!r}… is longer, its end is not read"
+            warnings.warn(said, stacklevel=3)
+
+    def with_image_encoder(self, backbone):
+        """This CLIP's text encoder beside another image encoder (a `SelfAttention`), whose class token is the
+        pooled feature (Fig. 2) -> `Clip`. Its `projection` stays CLIP's own, so a map needs a new pair."""
+        other = copy.copy(self)
+        other.__dict__.pop("identity", None)
+        other.backbone, other.pools, other.is_vit = backbone, "tokens", False
+        other.network = f"{self.network} with {backbone.name}"
+        return other
+
+
+def _is_quick(model):
+    return any(isinstance(module, open_clip.transformer.QuickGELU) for module in model.modules())
+
+
+def _text_tower(model):
+    # open_clip's CLIP holds its text encoder itself, its CustomTextCLIP in `text`
+    return getattr(model, "text", model)
+
+
+def own_weights(model, network):
+    """CLIP's own (φ_i, φ_t) -> (weight [D, C], its bias or None, text weight [D, Ct]). Raises ValueError with
+    the reason where an encoder has none."""
+    weight, bias = image_projection(model.visual, network)
+    tower = _text_tower(model)
+    usual = tower is model or (
+        isinstance(tower, TextTransformer) and tower.cls_emb is None and not tower.use_pad_mask
+    )
+    text = getattr(tower, "text_projection", None)
+    if not usual or not isinstance(text, torch.Tensor):
+        kind = type(tower).__name__
+        raise ValueError(
+            f"{network}: its text encoder ({kind}) has no plain linear projection after one pooled token"
+        )
+    return weight, bias, text.T
+
+
+def _own_projection(model, network):
+    weight, bias, text = own_weights(model, network)
+    pair = Projection(weight.shape[1], text.shape[1], weight.shape[0], image_bias=bias is not None)
+    pair.load_state_dict(
+        {"image.weight": weight, "text.weight": text} | ({} if bias is None else {"image.bias": bias})
+    )
+    return pair

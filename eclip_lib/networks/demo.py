@@ -1,0 +1,140 @@
+"""The demo networks: mini CLIPs in open_clip's own classes, registered in its model-config registry.
+
+    scenes-ViT-32   7x7 tokens, like ViT-B/32     scenes-ViT-16   14x14 tokens, like ViT-B/16
+    scenes-RN       ModifiedResNet, 7x7, like ResNet50
+    scenes-DINO, scenes-MoCo    self-supervised, attention only (`attention.load_attention`), 14x14
+
+Their text tower reads a vocabulary of the words that captions of scenes use (open_clip's stock vocabulary
+would cost 49,408 rows a checkpoint). Checkpoints and their cards lie in `data/demo/`."""
+
+import gzip
+import json
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from ..datasets import scenes
+from ..files import REPOSITORY
+
+FOLDER = REPOSITORY / "data" / "demo"
+MERGES = FOLDER / "scenes_bpe.txt.gz"
+
+_text = {"context_length": 24, "width": 128, "heads": 2, "layers": 2}
+_vit = {"image_size": scenes.SIZE, "width": 128, "layers": 4, "head_width": 32}
+NETWORKS = {
+    "scenes-ViT-32": {"embed_dim": 128, "vision_cfg": {**_vit, "patch_size": 32}, "text_cfg": _text},
+    "scenes-ViT-16": {"embed_dim": 128, "vision_cfg": {**_vit, "patch_size": 16}, "text_cfg": _text},
+    "scenes-RN": {
+        "embed_dim": 128,
+        "vision_cfg": {"image_size": scenes.SIZE, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32},
+        "text_cfg": _text,
+    },
+}
+
+# the self-supervised models: a timm ViT as wide and deep as scenes-ViT-16
+ATTENTION = {
+    "img_size": scenes.SIZE,
+    "patch_size": 16,
+    "embed_dim": 128,
+    "depth": 4,
+    "num_heads": 8,
+    "num_classes": 0,
+}
+ATTENTIONS = ["scenes-DINO", "scenes-MoCo"]
+
+
+def attention_model(**options):
+    """The self-supervised models' architecture with random weights; it reads crops of other sizes too."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(**ATTENTION, dynamic_img_size=True, **options)
+
+
+@cache
+def words():
+    """Every word a caption of a scene can contain, in alphabetical order."""
+    phrases = [
+        *scenes.OPENINGS,
+        "a photo of the",
+        "and with next to",
+        "a the one",
+        "small big",
+        "on a in front of a with a background",
+    ]
+    return sorted(
+        {w for p in [*phrases, *scenes.CLASSES, *scenes.COLOURS, *scenes.PATTERNS] for w in p.split()}
+    )
+
+
+def _pieces(word, merges):
+    """Byte-pair encode one word: join the earliest known pair until none is left."""
+    pieces = [*word[:-1], word[-1] + "</w>"]
+    while known := [merges.index(p) for p in zip(pieces, pieces[1:], strict=False) if p in merges]:
+        a, b = merges[min(known)]
+        for i in range(len(pieces) - 1, 0, -1):
+            if pieces[i - 1 : i + 1] == [a, b]:
+                pieces[i - 1 : i + 1] = [a + b]
+    return pieces
+
+
+def write_merges(path=MERGES):
+    """Write byte-pair merges that make one token of every known word, in open_clip's vocabulary format."""
+    merges = []
+    for (
+        word
+    ) in words():  # later merges never disturb an earlier word: that one needs only merges ranked before them
+        while len(pieces := _pieces(word, merges)) > 1:
+            merges.append((pieces[0], pieces[1]))
+    with gzip.GzipFile(path, "wb", mtime=0) as file:
+        file.write("\n".join(["#version: scenes", *(f"{a} {b}" for a, b in merges)]).encode())
+
+
+def checkpoint(network, tag="default"):
+    """Path of a bundled checkpoint: `tag` is "default" (the first) or "seed0", "seed1", … Raises
+    ValueError."""
+    tags = [
+        path.stem.removeprefix(f"{network}-") for path in sorted(FOLDER.glob(f"{network}-seed*.safetensors"))
+    ]
+    if tag == "default" and tags:
+        tag = tags[0]
+    if tag not in tags:
+        raise ValueError(
+            f"{network} has no bundled checkpoint {tag!r}; it has {tags}. A path or None (random "
+            "weights) works too."
+        )
+    return FOLDER / f"{network}-{tag}.safetensors"
+
+
+def require(network):
+    """Raise FileNotFoundError where a demo network is asked for and there is no clone with its models."""
+    if network in [*NETWORKS, *ATTENTIONS] and not MERGES.exists():
+        raise FileNotFoundError(
+            f"{network} comes with a clone of the repository, whose data/demo holds it, not with the package"
+        )
+
+
+def scratch(network):
+    """Path of the bundled CLIP of this architecture that saw nothing but the small caption set (Table 4), or
+    None."""
+    path = FOLDER / f"{network}-scratch.safetensors"
+    return path if path.exists() else None
+
+
+@cache
+def register():
+    """Add the demo networks to open_clip's registry (once). Programs that use open_clip themselves call this
+    first."""
+    import open_clip
+
+    if not MERGES.exists():  # a wheel without a clone around it
+        return
+    vocabulary = 512 + gzip.open(MERGES).read().decode().count("\n") + 2
+    with tempfile.TemporaryDirectory() as folder:
+        for name, config in NETWORKS.items():
+            text = {
+                **config["text_cfg"],
+                "vocab_size": vocabulary,
+                "tokenizer_kwargs": {"bpe_path": str(MERGES)},
+            }
+            Path(folder, f"{name}.json").write_text(json.dumps({**config, "text_cfg": text}))
+        open_clip.add_model_config(folder)

@@ -1,0 +1,196 @@
+"""How a CLIP is loaded: by open_clip's name, a tag, a local checkpoint, or with random weights."""
+
+import logging
+import warnings
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+import open_clip
+import torch
+
+from .. import files
+from . import demo
+from .checkpoints import hub, is_path, load_into, obtain, read_checkpoint, registered
+from .clip import Clip, own_weights
+from .encoders import resize_input
+
+
+@contextmanager
+def _quiet():
+    """open_clip logs what it does at warning level; what a user must know is raised or returned here."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+
+
+def load_clip(
+    network: str,
+    pretrained: str | Path | None = "default",
+    device: str = "cpu",
+    size: tuple[int, int] | None = None,
+    precision: str = "fp32",
+) -> Clip:
+    """Load a locked CLIP.
+
+    network: an open_clip model name ("ViT-B-16", "RN50", …) or a demo network (`demo.NETWORKS`). pretrained:
+    "default" (OpenAI's weights; for a demo network its bundled checkpoint), an open_clip tag (for a demo
+    network "seed0" to "seed4"), a path to a local checkpoint (OpenAI's format, open_clip's, transformers'),
+    or None for random weights (the same ones every time). OpenAI weights always get QuickGELU. size: (H, W)
+    of the input in place of the network's own square; position embeddings are interpolated. precision:
+    "fp32", or "bf16" for autocast in the image encoder.
+
+    Raises ValueError for an unknown network or tag and for a file that does not fit, FileNotFoundError for a
+    missing one."""
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision is 'fp32' or 'bf16', not {precision!r}")
+    require_device(device)
+    demo.require(network)
+    demo.register()
+    if network not in open_clip.list_models():
+        near = get_close_matches(network, open_clip.list_models(), 3) or list(demo.NETWORKS)
+        raise ValueError(
+            f"no network {network!r}; near: {', '.join(near)} (open_clip.list_models() has them all)"
+        )
+    own = network in demo.NETWORKS
+    if pretrained == "default" and not own:
+        pretrained = "openai"
+    elif own and pretrained is not None and not is_path(pretrained):
+        pretrained = demo.checkpoint(network, pretrained)
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        if not own:
+            empty_clip(network)  # one that cannot be used is refused before any weight is downloaded
+        torch.manual_seed(0)
+        if pretrained is None:
+            model, label = open_clip.create_model(network), "random"
+        elif is_path(pretrained):
+            path = Path(pretrained).expanduser()
+            model = _from_file(network, path, size=size)
+            label = path.name if path.stem == "random" else path.stem
+        else:
+            model, label = _from_tag(network, pretrained), str(pretrained)
+        if size is not None and tuple(size) != tuple(_input_size(model)):
+            resize_input(model.visual, size)
+        tokenizer = open_clip.get_tokenizer(network)
+    return Clip(model, tokenizer, network, label, device, precision)
+
+
+def _input_size(model):
+    size = model.visual.image_size
+    return (size, size) if isinstance(size, int) else size
+
+
+def require_device(device):
+    """Raise ValueError where torch has no such device here."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"no device {device!r}; write cpu, or cuda (cuda:0, …) for a GPU") from error
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not here.get(kind):
+        name = {"cuda": "CUDA", "mps": "Metal"}.get(kind, kind)
+        raise ValueError(f"device {device!r}, but torch sees no {name} device here; write cpu")
+
+
+def empty_clip(network):
+    """open_clip's model without memory or weights (on torch's meta device), in a moment. Raises ValueError
+    for a network without tokens or projections."""
+    demo.register()
+    try:
+        with _quiet(), torch.device("meta"):
+            model = open_clip.create_model(network, device="meta")
+    except RuntimeError as error:  # a text encoder of Hugging Face's
+        raise ValueError(f"{network}: it cannot be built here ({str(error).splitlines()[0]})") from error
+    own_weights(model, network)
+    return model
+
+
+def is_vit(network):
+    """Whether a network is a ViT, by its entry in the registry; nothing is loaded."""
+    demo.register()
+    return isinstance(open_clip.get_model_config(network)["vision_cfg"].get("layers"), int)
+
+
+def _from_tag(network, tag):
+    if name := registered(network.removesuffix("-quickgelu"), tag):
+        return _from_file(network, obtain(name), quick_gelu=tag == "openai")
+    config = open_clip.get_pretrained_cfg(network, tag)
+    if not config:
+        raise ValueError(
+            f"{network} has no weights {tag!r}; it has {open_clip.list_pretrained_tags_by_model(network)}"
+        )
+    try:
+        with hub():
+            return open_clip.create_model(
+                network, tag, force_quick_gelu=tag == "openai" or bool(config.get("quick_gelu"))
+            )
+    except Exception as error:
+        raise ValueError(
+            f"the weights {tag!r} of {network} are neither in the cache nor could they be downloaded; "
+            "give `pretrained` the "
+            f"path of a local checkpoint, or None for random weights ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _from_file(network, path, quick_gelu=None, size=None):
+    state, from_openai = read_checkpoint(path)
+    if quick_gelu is None:
+        quick_gelu = from_openai or _quick_gelu_of(path, network, state)
+    model = open_clip.create_model(network, force_quick_gelu=quick_gelu)
+    if "text.token_embedding.weight" in model.state_dict() and "token_embedding.weight" in state:
+        state = {
+            name if name.startswith(("visual.", "logit_")) else f"text.{name}": t for name, t in state.items()
+        }
+    _fit_positions(model, state, path, size)
+    load_into(model, state, path, network)
+    return model
+
+
+def _quick_gelu_of(path, network, state):
+    """Whether weights without OpenAI's stamps were trained with QuickGELU: by the configuration beside the
+    file, else said aloud."""
+    for name in ("config.json", "open_clip_config.json"):
+        about = files.read_json(path.with_name(name))
+        if isinstance(about, dict):
+            marks = [about.get("hidden_act"), (about.get("vision_config") or {}).get("hidden_act")]
+            marks.append("quick_gelu" if (about.get("model_cfg") or about).get("quick_gelu") else None)
+            if any(marks):
+                return "quick_gelu" in marks
+    if f"{network}-quickgelu" in open_clip.list_models():
+        half = all(
+            torch.equal(t, t.half().float()) for n, t in state.items() if n.endswith("attn.in_proj_weight")
+        )
+        hint = "they are of half precision, as OpenAI's are: " if half else ""
+        warnings.warn(
+            f"{path.name} does not say which activation its weights were trained with; GELU is taken, as "
+            f"{network} has it. "
+            f"{hint}OpenAI's and DFN's need QuickGELU: --network {network}-quickgelu",
+            stacklevel=2,
+        )
+    return False
+
+
+def _fit_positions(model, state, path, size):
+    """Let a ViT read the input size that its weights were saved with, if that is the size asked for."""
+    name = "visual.positional_embedding"
+    own = model.state_dict().get(name)
+    if (
+        own is None
+        or name not in state
+        or not hasattr(model.visual, "patch_size")
+        or len(own) == len(state[name])
+    ):
+        return
+    height, width = model.visual.patch_size
+    cells = len(state[name]) - 1
+    if size is not None and (size[0] // height) * (size[1] // width) == cells:
+        return resize_input(model.visual, size)
+    side = round(cells**0.5)
+    if side * side == cells:
+        raise ValueError(
+            f"{path} was saved for images of {side * height}x{side * width}, this network reads "
+            f"{'x'.join(map(str, _input_size(model)))}: add --size {side * height}"
+        )

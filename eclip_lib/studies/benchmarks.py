@@ -1,0 +1,224 @@
+"""Notebook 06: every method on every network and dataset, tables with paired intervals (Tables 1, 2, 4; Figs.
+1, 7, 8, 11 to 13)."""
+
+import pandas as pd
+import torch
+from torch.utils.benchmark import Timer
+
+from .. import plots
+from ..datasets import examples
+from ..evaluation import batches, gains, prompts, recognize
+from ..evaluation import table as summary_table
+from ..explainers import about, explainer, map_of, maps
+from ..method import itsm
+from ..networks import demo
+from ..networks.clip import PROMPT
+from ..networks.loading import is_vit
+
+TABLE_1, TABLE_2 = ["clip", "rclip", "eclip"], ["clip", "grad_cam", "bi_model", "rclip", "eclip"]
+LATER = ["clip_surgery", "mask_clip", "sclip", "gem", "legrad", "rollout"]
+
+
+def explainers_of(run, clip, methods):
+    """{method: explainer}; ECLIP with the pair that notebook 05 trained."""
+    options = {"eclip": {"projection": run.load_pair(clip)}} if "eclip" in methods else {}
+    return {method: explainer(method, clip, **options.get(method, {})) for method in methods}
+
+
+def vits(run):
+    """The profile's first two ViTs, coarse and fine (Table 2)."""
+    return [network for network in run.networks if is_vit(network)][:2]
+
+
+def plan(run):
+    """{network: methods}: Table 1's on every network, all of them on the coarse and the fine ViT."""
+    return {network: TABLE_2 + LATER if network in vits(run) else TABLE_1 for network in run.networks}
+
+
+def measure(run, wanted):
+    """Tidy rows of {network: methods} on the run's datasets; what the run has measured already is read."""
+    rows = []
+    for network, methods in wanted.items():
+        clip = run.load_clip(network)
+        found = explainers_of(run, clip, methods)
+        rows += [run.evaluate(clip, name, found) for name in run.datasets]
+    return pd.concat(rows, ignore_index=True)
+
+
+def table(run, rows, methods):
+    """One line a dataset, network and method of `methods`, with intervals over images; then the mean over
+    datasets as "average"."""
+    result = summary_table(rows[rows["method"].isin(methods)], seed=run.seed)
+    if result.empty:
+        return result
+    result.insert(3, "backward", [about(method).backward for method in result["method"]])
+    mean = result.groupby(["network", "method"], sort=False)[["mIoU", "mSC"]].mean().reset_index()
+    return pd.concat([result, mean.assign(dataset="average")], ignore_index=True)
+
+
+def wide(result):
+    """A table as the paper prints it: one row a network and method, mIoU and mSC below each dataset."""
+    if result.empty:
+        return result
+    return result.pivot_table(
+        index=["network", "method"], columns="dataset", values=["mIoU", "mSC"], sort=False
+    )
+
+
+def all_gains(run, rows):
+    """RCLIP against the gradient methods, ECLIP against every method there is (§4.2, Table 2), paired over
+    images."""
+    others = [method for method in dict.fromkeys(rows["method"]) if method != "eclip"]
+    parts = [
+        [("rclip", other) for other in ("bi_model", "grad_cam", "clip")],
+        [("eclip", other) for other in others],
+    ]
+    return pd.concat([gains(rows, comparisons, run.seed) for comparisons in parts], ignore_index=True)
+
+
+def timings(run):
+    """Milliseconds an image of every method on the coarse and the fine ViT, without decoding and scoring, one
+    column each: the pairs of one batch of the first dataset. Also written beside the tables, in a file of its
+    own."""
+    lines, dataset = [], run.load_dataset(run.datasets[0])
+    for network in vits(run):
+        clip = run.load_clip(network)
+        batch = next(batches(dataset, clip, run.batch_size, 0, "timing")).with_at_least(1)
+        text, index = prompts(dataset, clip), batch.index(dataset.classes)
+        for method, explain in explainers_of(run, clip, TABLE_2 + LATER).items():
+            call = {"maps": maps, "arguments": (explain, batch.images, text, index)}
+            timer = Timer("maps(*arguments)", globals=call, num_threads=torch.get_num_threads())
+            seconds = timer.timeit(3).median
+            lines.append({"network": clip.title, "method": method, "ms": 1000 * seconds / len(batch)})
+    found = pd.DataFrame(lines)
+    if found.empty:
+        return found
+    run.save_timings(found)
+    return found.pivot_table(index="method", columns="network", values="ms", sort=False)
+
+
+def table_4(run):
+    """Table 4: mAP in % of CLIP, RCLIP and ECLIP (CLIP's class token and own pair in all three), and of the
+    same network trained from random weights on the small caption set, where there is one; one line a network,
+    dataset and method."""
+    lines = []
+    for network in run.networks:
+        scratch = demo.scratch(network) if run.pretrained == "default" else None
+        for name in run.datasets:
+            dataset, clip = run.load_dataset(name), run.load_clip(network)
+            scores, _, value = recognize(dataset, clip, run.workers, run.batch_size)
+            lines.append({"dataset": name, "method": "CLIP", "mAP": value, "network": clip.title})
+            run.load_pair(clip)  # ECLIP's pair is read, and changes nothing of the class token's scores
+            again, _, value = recognize(dataset, clip, run.workers, run.batch_size)
+            same = bool((again == scores).all())
+            for method in ("RCLIP", "ECLIP"):
+                lines.append(
+                    {
+                        "dataset": name,
+                        "method": method,
+                        "mAP": value,
+                        "identical": same,
+                        "network": clip.title,
+                    }
+                )
+            if scratch:
+                small = run.load_clip(network, scratch)
+                value = recognize(dataset, small, run.workers, run.batch_size)[2]
+                method = f"CLIP from random weights, {run.pairs}"
+                lines.append({"dataset": name, "method": method, "mAP": value, "network": clip.title})
+    return pd.DataFrame(lines, columns=["dataset", "method", "mAP", "identical", "network"])
+
+
+@torch.no_grad()
+def map_statistics(run, methods, limit=100):
+    """Fig. 11 in numbers, on the coarse and the fine ViT: `likeness` of the maps of two classes present in
+    one image (Pearson correlation), `roughness` (mean step between neighbouring cells of the map at 28x28,
+    where every grid is compared), with 95 % intervals; images with two classes or more. A dataset without any
+    has no line."""
+    lines = []
+    for network in vits(run):
+        clip = run.load_clip(network)
+        found = explainers_of(run, clip, methods)
+        for name in run.datasets:
+            dataset = run.load_dataset(name, limit)
+            text, sums = prompts(dataset, clip), {method: [] for method in methods}
+            for batch in batches(dataset, clip, run.batch_size, run.workers, f"maps of {network} on {name}"):
+                batch = batch.with_at_least(2)
+                if len(batch):
+                    index = _first_two(batch, dataset.classes)
+                    for method, explain in found.items():
+                        sums[method].append(_likeness_and_roughness(maps(explain, batch.images, text, index)))
+            grid = clip.model.visual.grid_size[0]
+            for method, parts in sums.items():
+                if parts:
+                    line = {"dataset": name, "network": clip.title, "method": method, "grid": grid}
+                    lines.append(line | _with_intervals(torch.cat(parts).double().cpu()))
+    return pd.DataFrame(lines)
+
+
+def _first_two(batch, classes):
+    """(image, class) of the first two classes of every image -> int64 [2 B, 2]."""
+    pairs = [(i, classes.index(name)) for i, names in enumerate(batch.names) for name in names[:2]]
+    return torch.tensor(pairs, device=batch.images.device)
+
+
+def _likeness_and_roughness(cells):
+    """Maps of two classes an image [2 B, h, w] -> [B, 2]."""
+    heat = itsm(cells[:, None], (28, 28))[:, 0]
+    step = heat.diff(dim=1).abs().mean((1, 2)) + heat.diff(dim=2).abs().mean((1, 2))
+    likeness = torch.stack([torch.corrcoef(two.flatten(1))[0, 1] for two in heat.split(2)])
+    return torch.stack([likeness, step.unflatten(0, (-1, 2)).mean(1)], 1)
+
+
+def _with_intervals(every):
+    mean, half = every.nanmean(0), 1.96 * every.std(0) / len(every) ** 0.5
+    line = {}
+    for k, value in enumerate(("likeness", "roughness")):
+        ends = (mean[k], mean[k] - half[k], mean[k] + half[k])
+        line |= dict(zip((value, f"{value}_low", f"{value}_high"), map(float, ends), strict=True))
+    return line | {"images": len(every)}
+
+
+# ---------------------------------------------------------------------- sheets
+
+
+def figure_1(run, name):
+    """Fig. 1: ground truth, CLIP and ECLIP below each other, one network and image a column. Returns the
+    figure."""
+    shown = examples(run.load_dataset(name), len(run.networks))
+    images, titles, rows = [], [], {"ground truth": [], "CLIP": [], "ECLIP": []}
+    for k, network in enumerate(run.networks):
+        clip, example = run.load_clip(network), shown[k % len(shown)]
+        images.append(example.image)
+        titles.append(f"{clip.title}\n{example.largest}")
+        rows["ground truth"].append(example.masks[example.largest])
+        for method, explain in explainers_of(run, clip, ["clip", "eclip"]).items():
+            rows[about(method).name].append(
+                map_of(clip, explain, example.image, PROMPT.format(example.largest))
+            )
+    return plots.sheet([(images, panels) for panels in rows.values()], titles, list(rows), size=1.7)
+
+
+def figure_7(run, count=6):
+    """Fig. 7: ECLIP of the finest ViT (else the last network), images of every dataset, ground truth beside
+    the map."""
+    clip = run.load_clip((vits(run) or run.networks)[-1])
+    explain, rows = explainers_of(run, clip, ["eclip"])["eclip"], []
+    for name in run.datasets:
+        images, panels = [], []
+        for example in examples(run.load_dataset(name), count // 2, start=20):
+            images += [example.image] * 2
+            heat = map_of(clip, explain, example.image, PROMPT.format(example.largest))
+            panels += [example.masks[example.largest], heat]
+        rows.append((images, panels))
+    columns = min(len(panels) for _, panels in rows)
+    rows = [(images[:columns], panels[:columns]) for images, panels in rows]
+    return plots.sheet(rows, (["ground truth", "ECLIP"] * count)[:columns], run.datasets, size=1.3)
+
+
+def methods_sheet(run, network, count=4):
+    """Figs. 8, 12 and 13: one object a row, one method a column, on the last dataset. Returns the figure."""
+    clip = run.load_clip(network)
+    found = explainers_of(run, clip, TABLE_2 + LATER[:5])
+    shown = {method: (clip, explain) for method, explain in found.items()}
+    return plots.map_sheet(examples(run.load_dataset(run.datasets[-1]), count, start=5), shown, size=1.1)

@@ -1,0 +1,151 @@
+"""Notebook 02: is the encoder the reason? Attention against objects, and another backbone in CLIP's place
+(§3.2 “Backbone”, Fig. 2)."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from timm.optim import create_optimizer_v2
+from tqdm.auto import tqdm
+
+from .. import plots
+from ..datasets import examples
+from ..datasets.image_text import load_pairs
+from ..datasets.pair_views import LeftOut, PairViews, augmentation, usable
+from ..evaluation import table
+from ..explainers import explainer
+from ..feature_cache import Pooling
+from ..method import contrastive_loss
+from ..networks import demo
+from ..networks.attention import load_attention
+from ..networks.clip import Clip, loaded
+from ..projection import Projection
+from ..training import new_pair
+from .itsm_discovery import direction
+from .pooling_ablation import masks_for
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of Fig. 2: an image encoder (as a `Clip`), the pair its map is taken with, and how that pair
+    came to be, in words."""
+
+    clip: Clip
+    projection: Projection
+    loss: str
+
+
+def arms(run, clip, models):
+    """The four arms for one network: CLIP with its own pair, CLIP with a new pair, DINO locked, DINO
+    unlocked; {name: `Arm`}."""
+    found = {"CLIP, own pair": Arm(clip, clip.projection, "as trained")}
+    name, model = next((n, m) for n, m in reversed(models.items()))
+    locked = clip.with_image_encoder(model)
+    encoders = {"CLIP, new pair": (clip, masks_for(run, clip, models)), f"{name}, locked": (locked, {})}
+    for title, (encoder, masks) in encoders.items():
+        trained = run.train(encoder, run.features(encoder, masks), Pooling("attention"))
+        found[title] = Arm(
+            encoder, trained.pair, f"final training loss {trained.losses['loss'].iloc[-1]:.1f}"
+        )
+    found[f"{name}, unlocked"] = _unlocked(run, clip, run.load_masks()[name])
+    return found
+
+
+def _unlocked(run, clip, model):
+    shipped = demo.FOLDER / f"{model.name}-unlocked-seed0.safetensors"
+    # training it takes a quarter of an hour
+    if shipped.exists() and run.pretrained == "default" and clip.network == "scenes-ViT-32":
+        other = clip.with_image_encoder(load_attention(model.name, shipped, run.device))
+        pair = Projection.load(shipped.with_suffix(".pair.safetensors"), other)
+        return Arm(other, pair, "as shipped, see its card")
+    pair, history = unlock(clip, model, load_pairs(run.pairs), seed=run.seed, workers=run.workers)
+    return Arm(clip.with_image_encoder(model), pair, f"final training loss {history['loss'].iloc[-1]:.1f}")
+
+
+def unlock(
+    clip,
+    backbone,
+    source,
+    epochs=1,
+    batch_size=64,
+    lr=1e-3,
+    weight_decay=0.05,
+    seed=0,
+    workers=0,
+    augment=None,
+):
+    """Train a backbone and a new pair together by Eq. 3's contrastive loss on its class token; CLIP's text
+    encoder stays locked.
+
+    Changes `backbone` in place. source: see `datasets.image_text`. Returns (`Projection`, DataFrame of step,
+    loss, seconds)."""
+    torch.manual_seed(seed)
+    model = clip.with_image_encoder(backbone.requires_grad_(True))
+    pair = new_pair(clip, backbone.model.embed_dim, "tokens", seed).to(clip.device)
+    learned = torch.nn.ModuleList([backbone.model, pair])
+    optimizer = create_optimizer_v2(learned, "nmuon", lr=lr, weight_decay=weight_decay)
+    transform, total, lines, begin = augmentation(clip, augment), None, [], time.perf_counter()
+    for epoch in range(epochs):
+        for number, part in enumerate(tqdm(source.parts, desc=f"unlocking {backbone.name}", unit="shard")):
+            items = usable(source.read(part), LeftOut())
+            total = total or epochs * len(source.parts) * max(1, len(items) // batch_size)
+            views = PairViews(source, items, transform, seed + epoch, 1)
+            for batch in loaded(views, batch_size, workers, shuffle=True):
+                batch = [item for item in batch if item is not None]
+                if len(batch) < 2:
+                    continue
+                step = len(lines)
+                wave = (1 + math.cos(math.pi * min(1, step / total))) / 2
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * min(1, (step + 1) / 100) * wave
+                images, captions, _ = zip(*batch, strict=True)
+                with torch.no_grad():
+                    text = clip.encode_text(list(captions))
+                feature = model.encode_image(torch.stack(images)).class_token
+                loss = contrastive_loss(pair, feature, text, clip.logit_scale)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                lines.append((epoch, number, step + 1, loss.item(), time.perf_counter() - begin))
+    backbone.requires_grad_(False)
+    pair.metadata = {
+        "network": model.network,
+        "weights": clip.pretrained,
+        "pooling": "attention, backbone unlocked",
+    }
+    return pair.requires_grad_(False), pd.DataFrame(
+        lines, columns=["epoch", "shard", "step", "loss", "seconds"]
+    )
+
+
+def arms_table(run, found):
+    """One line a dataset and arm: `summarize`'s measures in %."""
+    rows = [
+        run.evaluate(arm.clip, name, {title: explainer("eclip", arm.clip, projection=arm.projection)})
+        for title, arm in found.items()
+        for name in run.datasets
+    ]
+    result = table(pd.concat(rows), ("dataset", "method"), seed=run.seed).rename(
+        columns={"method": "backbone"}
+    )
+    return result.sort_values("dataset", kind="stable", ignore_index=True)
+
+
+def arms_sheet(run, found, name, count=4):
+    """Image, ground truth and the map of every arm. Returns the figure."""
+    shown = {
+        title.replace(", ", ",\n"): (arm.clip, explainer("eclip", arm.clip, projection=arm.projection))
+        for title, arm in found.items()
+    }
+    return plots.map_sheet(examples(run.load_dataset(name), count), shown, size=1.4)
+
+
+def verdict(result):
+    """One sentence an arm and dataset: which way its map points."""
+    lines = [
+        f"{r['dataset']}, {r['backbone']}: {direction(r['mSC_low'], r['mSC_high'])}"
+        for _, r in result.iterrows()
+    ]
+    return "\n".join(lines)

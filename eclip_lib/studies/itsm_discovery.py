@@ -1,0 +1,129 @@
+"""Notebook 01: what CLIP's own map looks like and how opposite it is (Figs. 1, 6, 10 and the CLIP rows of
+Table 1)."""
+
+import pandas as pd
+import torch
+
+from .. import plots
+from ..evaluation import MEASURES, in_words, t_interval, table
+from ..explainers import explainer, map_of
+from ..networks.clip import PROMPT
+
+
+def pixel_shares(maps, masks, void=None, bins=25):
+    """Where the scores of foreground and background lie: [P, H, W] -> [P, 2, bins], shares of each set's
+    pixels in equal bins of [0, 1]; nan where the set is empty."""
+    index = (maps * bins).int().clamp_(max=bins - 1)
+    index = torch.where(masks, index, index + bins)
+    index = index if void is None else index.masked_fill(void, 2 * bins)
+    index = index.flatten(1) + torch.arange(len(maps), device=maps.device)[:, None] * (2 * bins + 1)
+    counts = torch.bincount(index.flatten(), minlength=len(maps) * (2 * bins + 1)).reshape(len(maps), -1)[
+        :, : 2 * bins
+    ]
+    counts = counts.double().reshape(len(maps), 2, bins)
+    return counts / counts.sum(2, keepdim=True)
+
+
+def evaluate_all(run):
+    """CLIP's map on every network and dataset of a run, one pass each -> (tidy rows, {(network, dataset):
+    `pixel_shares` averaged over all pairs})."""
+    rows, histograms = [], {}
+    for network in run.networks:
+        clip = run.load_clip(network)
+        for name in run.datasets:
+            shares = []
+            keep = lambda *scored, shares=shares: shares.append(pixel_shares(*scored).cpu())  # noqa: E731
+            rows.append(run.evaluate(clip, name, {"clip": explainer("clip", clip)}, observe=keep))
+            histograms[network, name] = torch.cat(shares).nanmean(0).numpy()
+    return pd.concat(rows, ignore_index=True), histograms
+
+
+def clip_table(run, rows):
+    """One line a dataset and network: `summarize`'s measures in %, images and pairs."""
+    found = table(rows, ("dataset", "network"), [*MEASURES, "images", "pairs"], run.seed)
+    return found.astype({"images": int, "pairs": int})
+
+
+def training_table(run):
+    """The same for every training of a network that the profile names, one line each."""
+    rows = []
+    for network, tags in run.replicates.items():
+        for tag in tags:
+            clip = run.load_clip(network, tag)
+            rows += [
+                run.evaluate(clip, name, {("clip", tag): explainer("clip", clip)}) for name in run.datasets
+            ]
+    if not rows:
+        return pd.DataFrame()
+    return table(pd.concat(rows), ("dataset", "network", "seed"), seed=run.seed).rename(
+        columns={"seed": "training"}
+    )
+
+
+def over_clips(trainings):
+    """Mean over trainings of CLIP with its 95 % interval by Student's t, for mIoU and mSC; one line a dataset
+    and network."""
+    lines = []
+    for (name, network), part in (
+        trainings.groupby(["dataset", "network"], sort=False) if len(trainings) else ()
+    ):
+        line = {"dataset": name, "network": network, "trainings": len(part)}
+        for value in ("mIoU", "mSC"):
+            line[value], line[f"{value}_low"], line[f"{value}_high"] = t_interval(part[value])
+        lines.append(line | {"negative": int((part["mSC"] < 0).sum())})
+    return pd.DataFrame(lines)
+
+
+def contrast_cases(run, rows):
+    """Fig. 6 from the first network and dataset: an opposite map, a high and a low contrast of nearly equal
+    IoU.
+
+    Returns (figure, DataFrame of the three cases)."""
+    network, name = run.networks[0], run.datasets[0]
+    part = rows[(rows["network"] == run.title(network)) & (rows["dataset"] == name)]
+    part = part.dropna(subset="score_contrast").sort_values("score_contrast")
+    usual = part[part["foreground"].between(0.05, 0.6)]
+    part = usual if len(usual) >= 3 else part
+    high = part.iloc[-1]
+    close = part[part["score_contrast"].between(0, 0.5 * high["score_contrast"])]
+    low = close.iloc[(close["iou"] - high["iou"]).abs().argmin()] if len(close) else part.iloc[len(part) // 2]
+    cases = pd.DataFrame([part.iloc[0], high, low], index=["(a) mSC < 0", "(b) high mSC", "(c) low mSC"])
+    clip, dataset = run.load_clip(network), run.load_dataset(name)
+    explain, wanted = explainer("clip", clip), set(cases["image_id"])
+    found = {example.image_id: example for example in dataset if example.image_id in wanted}
+    panels = []
+    for _, case in cases.iterrows():
+        example, class_name = found[case["image_id"]], case["class_name"]
+        heat = map_of(clip, explain, example.image, PROMPT.format(class_name))
+        panels.append((example.image, [None, example.masks[class_name], heat]))
+    figure = plots.sheet(panels, ["image", "ground truth", run.title(network)], list(cases.index))
+    return figure, cases[["image_id", "class_name", "iou", "threshold", "score_contrast", "foreground"]]
+
+
+def opposite_shares(rows):
+    """Per network and dataset, in % of the pairs: negative contrast, and best mask at threshold 0 (the whole
+    image)."""
+    lines = []
+    for (name, network), part in rows.groupby(["dataset", "network"], sort=False):
+        line = {"dataset": name, "network": network, "opposite": 100 * (part["score_contrast"] < 0).mean()}
+        lines.append(line | {"at threshold 0": 100 * (part["threshold"] == 0).mean()})
+    return pd.DataFrame(lines)
+
+
+def direction(low, high):
+    """What an interval of mSC says about a map."""
+    words = ("as one expects (mSC above 0)", "opposite (mSC below 0)", "undecided (interval holds 0)")
+    return in_words(low, high, *words)
+
+
+def verdict(measured, over):
+    """Sentences computed from the tables: what each network's map does on each dataset."""
+    lines = []
+    for _, r in measured.iterrows():
+        said = direction(r["mSC_low"], r["mSC_high"])
+        numbers = f"mSC {r['mSC']:.0f}; mIoU {r['mIoU']:.0f}, floor {r['floor']:.0f}"
+        lines.append(f"{r['dataset']}, {r['network']}: {said}; {numbers}")
+    for _, r in over.iterrows():
+        said = f"{direction(r['mSC_low'], r['mSC_high'])}, {r['negative']} of {r['trainings']} negative"
+        lines.append(f"{r['dataset']}, {r['network']}, over {r['trainings']} trainings: {said}")
+    return "\n".join(lines)

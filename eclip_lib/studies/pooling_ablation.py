@@ -1,0 +1,160 @@
+"""Notebook 03: is the pooling the reason? New pairs for every pooling and mask (§3.2 “Pooling”, §3.3, Fig. 3,
+Table 3)."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from .. import plots
+from ..datasets import examples
+from ..evaluation import gains, over_trainings, table
+from ..explainers import explainer
+from ..feature_cache import GROUND_TRUTH, Pooling
+from ..networks.attention import ClipAttention, noise, pixel_saliency
+from ..networks.loading import is_vit
+
+
+def masks_for(run, clip, models):
+    """The masks of one network's cache: the run's own, and on its first ViT those beyond the paper: ground
+    truth where the pairs have it, CLIP's own attention, saliency, noise. Notebooks 03 and 05 ask for the same
+    ones, so they share one cache."""
+    if clip.network != next(filter(is_vit, run.networks), None):
+        return models
+    extra = {"CLIP's own": ClipAttention(clip), "pixel saliency": pixel_saliency, "noise": noise}
+    if run.pairs.startswith("scenes") and run.training.augment is None:
+        extra = {GROUND_TRUTH: True} | extra
+    return extra | models
+
+
+def paper_poolings(run):
+    """The rows of Table 3."""
+    return [
+        *map(Pooling, ("attention", "average", "max")),
+        *(Pooling("masked_max", name) for name in run.masks),
+    ]
+
+
+def train_all(run, clip, features, poolings, init="random"):
+    """A pair for every pooling and seed of the run -> ({(pooling, seed): `Projection`}, losses as a
+    DataFrame)."""
+    pairs, losses = {}, []
+    for pooling in poolings:
+        for seed in range(run.trainings):
+            trained = run.train(clip, features, pooling, seed, init)
+            pairs[pooling, seed] = trained.pair
+            losses.append(trained.losses.assign(network=clip.title, pooling=pooling.label, seed=seed))
+    return pairs, pd.concat(losses, ignore_index=True)
+
+
+def score_pairs(run, clip, pairs):
+    """Tidy rows of pairs {(pooling, or a name for it, seed): `Projection`} on every dataset, one pass each;
+    CLIP's own as "CLIP"."""
+    methods = {"CLIP": explainer("clip", clip)}
+    for (pooling, seed), pair in pairs.items():
+        label = pooling.label if isinstance(pooling, Pooling) else pooling
+        methods[label, seed] = explainer("eclip", clip, projection=pair)
+    return pd.concat([run.evaluate(clip, name, methods) for name in run.datasets], ignore_index=True)
+
+
+def seed_table(run, rows):
+    """One line a dataset, network, pooling and seed: `summarize`'s measures in %."""
+    trained = rows[rows["method"] != "CLIP"]
+    found = table(trained, ("dataset", "network", "method", "seed"), seed=run.seed)
+    return found.rename(columns={"method": "pooling"}).astype({"seed": int})
+
+
+def ordering(run, rows):
+    """The paper's comparisons of Table 3 -> `gains` of the better over the other pooling, over images and
+    trainings together."""
+    masked = [Pooling("masked_max", name).label for name in run.masks]
+    steps = [
+        ("average", "attention"),
+        ("max", "attention"),
+        ("max", "average"),
+        *((mask, "max") for mask in masked),
+    ]
+    steps += [(masked[-1], masked[0])] if len(masked) > 1 else []
+    return gains(rows, steps, run.seed)
+
+
+def beyond(run, clips, caches, rows):
+    """Table 3's max rows again for the first ViT, beside other masks and a start from CLIP's own pair ->
+    DataFrame over seeds.
+
+    clips, caches: by network. rows: Table 3's, {network: `score_pairs`}."""
+    network = next(filter(is_vit, clips), None)
+    if network is None:
+        return pd.DataFrame()
+    clip, cache, found = clips[network], caches[network], rows[network]
+    others = [pooling for pooling in cache.columns if pooling not in paper_poolings(run)]
+    pairs = train_all(run, clip, cache, others)[0] if others else {}
+    again = train_all(run, clip, cache, [run.chosen_mask], init="clip")[0]
+    pairs |= {(f"{pooling.label}, from CLIP's pair", seed): pair for (pooling, seed), pair in again.items()}
+    both = pd.concat(
+        [found[found["method"].str.startswith("max")], score_pairs(run, clip, pairs)], ignore_index=True
+    )
+    return over_trainings(seed_table(run, both)).sort_values("dataset", kind="stable", ignore_index=True)
+
+
+def resnet_grid(run, clips, caches, rows):
+    """{feature map, tokens after the attention pool} x {average, max, masked max} on every ResNet ->
+    DataFrame over seeds. Arguments as of `beyond`."""
+    lines, poolings = [], [Pooling("average"), Pooling("max"), run.chosen_mask]
+    for network, clip in clips.items():
+        if clip.pools != "feature_map":
+            continue
+        tokens = [Pooling(pooling.method, pooling.mask, "tokens") for pooling in poolings]
+        after = score_pairs(run, clip, train_all(run, clip, caches[network], tokens)[0])
+        before = rows[network][rows[network]["method"].isin([pooling.label for pooling in poolings])]
+        for reads, found in (("feature map", before), ("tokens after the pool", after)):
+            part = over_trainings(seed_table(run, found))
+            part.insert(2, "reads", reads)
+            lines.append(part)
+    return pd.concat(lines, ignore_index=True) if lines else pd.DataFrame()
+
+
+# ---------------------------------------------------------------------- figures
+
+
+def loss_figure(losses, chance):
+    """Training loss by epoch, one panel a network, one line a pooling (mean over seeds). losses: list of
+    DataFrames of `train_all`; chance: ln of the batch size."""
+    losses = pd.concat(losses, ignore_index=True)
+    shape = {"col": "network", "kind": "line", "height": 2.6, "aspect": 1.2}
+    grid = sns.relplot(losses, x="epoch", y="loss", hue="pooling", errorbar=None, **shape)
+    grid.set(ylim=(0, None)).set_titles("{col_name}")
+    for ax in grid.axes.flat:
+        ax.axhline(chance, color="gray", linestyle=":")
+    return grid.figure
+
+
+def table_3_figure(measured, title):
+    """mIoU and mSC of every pooling, one group of bars a network; the line on a bar spans the trainings.
+    Returns the figure."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 2.8))
+    names, networks = list(dict.fromkeys(measured["pooling"])), list(dict.fromkeys(measured["network"]))
+    for ax, value in zip(axes, ("mIoU", "mSC"), strict=True):
+        for k, name in enumerate(names):
+            part = measured[measured["pooling"] == name].set_index("network").loc[networks]
+            x = np.arange(len(networks)) + (k - (len(names) - 1) / 2) * 0.8 / len(names)
+            ax.bar(x, part[value], 0.75 / len(names), color=sns.color_palette()[k], label=name)
+            ax.vlines(x, part[f"{value}_low"], part[f"{value}_high"], color="black")
+        ax.axhline(0, color="gray", linewidth=0.8)
+        ax.set_xticks(range(len(networks)), networks, fontsize=8)
+        ax.set(ylabel=f"{value} (%)")
+    axes[1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
+def map_sheet(run, clip, pairs, name, count=4):
+    """Fig. 3: image, ground truth, CLIP's own map, then every pooling's (first training). Returns the
+    figure."""
+    shown = {"CLIP": (clip, explainer("clip", clip))}
+    for (pooling, seed), pair in pairs.items():
+        if seed == 0:
+            title = pooling.label.replace("max, mask: ", "masked max:\n")
+            shown[title] = (clip, explainer("eclip", clip, projection=pair))
+    return plots.map_sheet(examples(run.load_dataset(name), count), shown, size=1.35)

@@ -1,0 +1,101 @@
+"""The bench measures what it says: every row on tiny sizes; what must be equal there is."""
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.benchmark import set_torch_threads
+
+from eclip_lib.commands import bench, bench_training, passes
+from eclip_lib.commands.resources import PASSES
+
+DEMO = "scenes-ViT-32"
+COLUMNS = ["what", "unit", "ours", "reference", "ratio", "target"]
+ROWS = {
+    "ITSM": lambda: bench.itsm_throughput(network=DEMO, batch=2, texts=2, rounds=1),
+    "shift": lambda: bench.shift_overhead(network=DEMO, batch=2, texts=2, size=(48, 64), rounds=1),
+    "Bi-Model": lambda: bench.bi_model_batches(network=DEMO, images=2, texts=2, rounds=1),
+    "scoring": lambda: bench.scoring(size=(48, 64), rounds=1),
+    "encoder": lambda: bench.encoder_share(network=DEMO, rounds=1),
+    "pass": lambda: bench.dataset_pass(network=DEMO, workers=0, count=4, batch=2),
+    "cache": lambda: bench_training.cached_epochs(network=DEMO, mask="scenes-DINO", epochs=2, count=40),
+    "poolings": lambda: bench_training.all_poolings(network=DEMO, mask="scenes-DINO", count=4, rounds=1),
+    "training": lambda: bench_training.training_rate(network=DEMO, batch=32, width=128, pairs=128),
+    "learned": lambda: bench_training.learned_pair_cost(network=DEMO, batch=2, texts=2, rounds=1),
+}
+
+MEASURED = {"itsm_throughput", "shift_overhead", "bi_model_batches", "scoring", "evaluation_memory"}
+MEASURED |= {"cached_epochs", "all_poolings", "training_rate", "cache_memory", "learned_pair_cost"}
+MEASURED |= {"encoder_share", "dataset_pass"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with set_torch_threads(1):
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:.*never saw the words")
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_is_measured(name):
+    row = ROWS[name]()
+    assert list(row) == COLUMNS
+    rate = row["ours"] / row["reference"]
+    assert row["ratio"] == pytest.approx(1 / rate if row["target"].startswith("<=") else rate)
+    assert 0 < row["ratio"] < np.inf and "False" not in row["what"]
+
+
+def test_memory_rows_run_what_they_name(monkeypatch):
+    monkeypatch.setattr(bench_training, "peak_memory", lambda function, *count: function(*count) or 1.0)
+    row = bench_training.evaluation_memory(1, 2)
+    assert row["what"] == "peak memory of evaluate, 2 against 1 scenes" and row["ratio"] == 1
+    bench_training.train_on_random_features(64, DEMO, width=128)
+
+
+def test_memory_is_that_of_a_fresh_process():
+    peak = bench_training.peak_memory(torch.ones, 100_000_000)
+    assert 381 < peak < 3000  # 400 million bytes, and torch itself
+
+
+def test_the_table_has_the_rows_of_the_committed_one(monkeypatch, tmp_path):
+    for module in (bench, bench_training):
+        for name in (name for name in vars(module) if name in MEASURED):
+            monkeypatch.setattr(module, name, lambda *_, name=name: bench.row(name, "s", 2.0, 1.0, "none"))
+    monkeypatch.setattr(bench, "agreement", pd.DataFrame)
+    assert "itsm_throughput" in bench.run("cpu", tmp_path / "made" / "bench.csv")
+    table = pd.read_csv(tmp_path / "made" / "bench.csv")
+    committed = pd.read_csv(PASSES.with_name("foundation.csv"))
+    assert list(table.columns) == list(committed.columns) and len(table) == len(committed)
+    assert set(table["what"]) == MEASURED and (table["ratio"] == 2).all()
+
+
+def test_settings_agree_on_a_few_scenes():
+    table = bench.agreement(images=4, batch=2).set_index("setting")
+    assert (table.loc[["1 thread", "batches of 1"], ["mIoU", "mSC"]] < 0.1).all(axis=None)
+
+
+def test_a_picture_costs_bytes_and_seconds():
+    size, seconds = bench.picture_cost("scenes:2", network=DEMO, count=2)
+    assert 5e3 < size < 1e5 and 0 < seconds < 1
+
+
+def test_passes_are_counted_in_a_notebook(tmp_path):
+    cells = [
+        nbformat.v4.new_code_cell("limit = 1", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("torch.nn.Conv2d(3, 4, 8, bias=False)(torch.zeros(limit, 3, 8, 8));"),
+    ]
+    path = tmp_path / "book.ipynb"
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    (tmp_path / "out").mkdir()
+    assert passes.counted(path, tmp_path / "out", images=5, pairs=10) == {"clip": 5, "masks": 0}
+
+
+def test_passes_are_what_grows():
+    found = {
+        ("01", run): {"clip": 10 + grows, "masks": 5}
+        for run, grows in (("base", 0), ("image", 40), ("pair", 0))
+    }
+    (line,) = passes.grown(found, ["01"]).to_dict("records")
+    assert line == {"notebook": "01", "clip_image": 2, "clip_pair": 0, "masks_image": 0, "masks_pair": 0}

@@ -1,0 +1,234 @@
+"""A run's features, pairs and rows, made once and keyed by contents; what notebooks 01 to 06 make of them."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from export import write_voc
+
+import eclip_lib as eclip
+from eclip_lib import evaluation, experiment, files
+from eclip_lib.datasets import image_text
+from eclip_lib.feature_cache import GROUND_TRUTH, Pooling
+from eclip_lib.networks.attention import ClipAttention, center_prior, noise, pixel_saliency
+from eclip_lib.studies import attention_quality, benchmarks, dino_backbone, pooling_ablation
+from eclip_lib.studies.itsm_discovery import over_clips, pixel_shares
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    settings = {"networks": "scenes-ViT-32", "limit": 6, "pairs": "scenes:60"}
+    return eclip.load_profile("demo", **settings, out=tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def clip(run):
+    return run.load_clip("scenes-ViT-32")
+
+
+@pytest.fixture(scope="module")
+def cache(run, clip):
+    return run.features(clip, {GROUND_TRUTH: True, "CLIP's own": ClipAttention(clip)})
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often a run really trains and evaluates."""
+    counts = {}
+
+    def counted(name, work):
+        def call(*args, **options):
+            counts[name] = counts.get(name, 0) + 1
+            return work(*args, **options)
+
+        monkeypatch.setattr(experiment, name, call)
+
+    counted("train_pair", experiment.train_pair), counted("evaluate", experiment.evaluate)
+    return counts
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+# ---------------------------------------------------------------------- once
+
+
+def test_a_pooling_is_what_its_text_says():
+    masked = ("masked_max", "a: b/c")
+    parts = ("average",), ("average", None, "tokens"), masked, (*masked, "tokens")
+    texts = ["average", "tokens/average", "masked_max:a: b/c", "tokens/masked_max:a: b/c"]
+    every = [Pooling(*part) for part in parts]
+    assert [str(p) for p in every] == texts and [Pooling.of(t) for t in texts] == every
+    assert Pooling.of(every[0]) is every[0]
+    assert [p.label for p in every] == ["average"] * 2 + ["max, mask: a: b/c"] * 2
+    for wrong in ("mean", "masked_max", "max:DINO", "tokens/"):
+        with pytest.raises(ValueError, match="no pooling"):
+            Pooling.of(wrong)
+
+
+def test_a_pair_is_trained_once_and_again_when_something_changes(run, clip, cache, calls):
+    first = run.train(clip, cache, "max", epochs=5)
+    again = run.train(clip, cache, Pooling("max"), epochs=5)
+    assert calls == {"train_pair": 1}
+    assert equal(first.pair, again.pair) and first.pair.metadata == again.pair.metadata
+    pd.testing.assert_frame_equal(first.losses, again.losses)
+    assert list(first.snapshots) == [1, 2, 5] and equal(first.snapshots[5], first.pair)
+    assert not equal(first.snapshots[1], first.pair)
+    other = run.features(clip, {}, "scenes:61")
+    changes = {"cache": other}, {"pooling": "average"}, {"seed": 1}, {"init": "clip"}, {"lr": 0.002}
+    for count, change in enumerate(changes, 2):
+        options = {"cache": cache, "pooling": "max", "epochs": 5} | change
+        changed = run.train(clip, options.pop("cache"), options.pop("pooling"), **options)
+        assert calls["train_pair"] == count and not equal(changed.pair, first.pair)
+    for note in run.out.glob("trained/*/losses.csv"):  # trainings that were broken off before their end
+        note.unlink()
+    assert equal(run.train(clip, cache, "max", epochs=5).pair, first.pair) and calls["train_pair"] == 7
+
+
+@pytest.mark.filterwarnings("ignore:scenes-RN never saw")
+def test_rows_are_measured_once_and_again_when_contents_change(tmp_path, run, calls):
+    write_voc(tmp_path, [eclip.load_dataset("scenes")[i] for i in range(3)])
+    torch.manual_seed(0)
+    pairs = {reads: eclip.Projection(384, 128, 128, reads=reads) for reads in ("tokens", "feature_map")}
+    pairs["feature_map"].load_state_dict(pairs["tokens"].state_dict())
+    clip, pair = eclip.load_clip("scenes-RN"), pairs["tokens"]
+
+    def measure(new, clip=clip, pair=pair, method="CLIP", **options):
+        """Rows, after a look that they were measured anew or not."""
+        methods = {method: eclip.explainer("clip", clip)}
+        methods["ECLIP", 1] = eclip.explainer("eclip", clip, projection=pair)
+        count = calls.get("evaluate", 0)
+        rows = run.evaluate(clip, eclip.load_dataset("voc2012", tmp_path), methods, **options)
+        assert (calls["evaluate"] - count, list(rows["method"].unique())) == (new, [method, "ECLIP"])
+        return rows
+
+    first = measure(1)
+    assert list(first) == evaluation.evaluator.COLUMNS and first["seed"].isin([1]).sum() == len(first) / 2
+    pd.testing.assert_frame_equal(measure(0), first)
+    assert measure(0, method="another name")["iou"].equals(first["iou"])  # a name is a label, no key
+    measure(1, observe=lambda *_: None)
+    other = measure(1, pair=pairs["feature_map"])  # the same weights, read from other features
+    assert other["iou"][: len(first) // 2].equals(first["iou"][: len(first) // 2])
+    assert not other["iou"].equals(first["iou"])
+    with torch.no_grad():
+        pairs["tokens"].text.weight[0, 0] += 1e-6
+    measure(1)
+    state = eclip.load_clip("scenes-RN").model.state_dict()
+    state["visual.conv1.weight"].view(torch.int32)[0, 0, 0, 0] ^= 1  # one bit
+    torch.save(state, tmp_path / "scenes-RN-seed0.pt")  # as the bundled file is called
+    measure(1, eclip.load_clip("scenes-RN", tmp_path / "scenes-RN-seed0.pt"))
+    one, two = sorted(tmp_path.rglob("SegmentationClass/*.png"))[:2]
+    os.utime(one, ns=(1, 1))
+    measure(1), measure(0)
+    one.write_bytes(two.read_bytes())
+    assert not measure(1)["iou"].equals(first["iou"])
+
+
+# ---------------------------------------------------------------------- studies
+
+
+def test_pixel_shares_by_hand():
+    heat = torch.tensor([[[0.0, 0.49], [0.5, 1.0]]])
+    mask = torch.tensor([[[True, False], [True, False]]])
+    assert pixel_shares(heat, mask, bins=2).tolist() == [[[0.5, 0.5], [0.5, 0.5]]]
+    shares = pixel_shares(heat, mask, torch.tensor([[[False, True], [False, False]]]), bins=2)
+    assert shares.tolist() == [[[0.5, 0.5], [0.0, 1.0]]]
+    assert pixel_shares(heat, torch.ones_like(mask), bins=2)[0, 1].isnan().all()
+
+
+def test_mask_quality_equals_a_slow_version(clip):
+    dataset = eclip.load_dataset("scenes", limit=4)
+    masks = {"saliency": pixel_saliency, "center": center_prior}
+    quality = attention_quality.attention_quality(masks, clip, dataset)
+    assert list(quality["mask"].unique()) == ["saliency", "center"] and len(quality) == 8
+    found = [line for _, line in quality[quality["mask"] == "saliency"].iterrows()]
+    for line, example in zip(found, dataset, strict=True):
+        image = torch.from_numpy(np.array(example.image)).permute(2, 0, 1) / 255
+        cells = image.unflatten(1, (14, 16)).unflatten(3, (14, 16)).mean((2, 4))
+        distance = (cells - cells.flatten(1).median(1).values[:, None, None]).norm(dim=0)
+        heat = eclip.itsm(distance[None, None], (224, 224))[0, 0].double().numpy()
+        truth = np.any(list(example.masks.values()), 0)
+        ious = [((heat >= t / 100) & truth).sum() / ((heat >= t / 100) | truth).sum() for t in range(101)]
+        assert line["IoU"] == pytest.approx(max(ious), abs=5e-3)
+        assert line["contrast"] == pytest.approx(heat[truth].mean() - heat[~truth].mean(), abs=1e-3)
+        large = np.kron(distance.numpy(), np.ones((16, 16)))
+        assert line["mass"] == pytest.approx(large[truth].sum() / large.sum(), abs=1e-3)
+
+
+def test_mask_gains_are_paired():
+    means = {"DINO": 0.3, "CLIP x": 0.1, "noise": 0.3}
+    lines = [(str(k), mask, value + 0.1 * k) for k in range(5) for mask, value in means.items()]
+    quality = {"a": pd.DataFrame(lines, columns=["image_id", "mask", "IoU"])}
+    table = attention_quality.mask_gains(quality, ["DINO"])
+    assert table["IoU"].tolist() == pytest.approx([20, 0])
+    assert table["IoU_low"].tolist() == pytest.approx([20, 0])
+    assert table[["than", "network"]].values.tolist() == [["CLIP", "x"], ["noise", ""]]
+    said = "a, IoU of DINO: above CLIP x; undecided against noise"
+    assert attention_quality.gains_in_words(table) == said
+
+
+def test_a_random_mask_is_the_same_for_the_same_image():
+    images = torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(noise(images)[1:2], noise(images[1:2]))
+
+
+def test_pairs_are_trained_scored_and_compared(run, clip, cache):
+    run = run.model_copy(update={"trainings": 2})
+    poolings = [Pooling("attention"), Pooling("max"), Pooling("masked_max", GROUND_TRUTH)]
+    pairs, losses = pooling_ablation.train_all(run, clip, cache, poolings)
+    assert len(pairs) == 6 and len(losses) == 6 * run.training.epochs
+    rows = pooling_ablation.score_pairs(run, clip, pairs)
+    explain = eclip.explainer("eclip", clip, projection=pairs[Pooling("max"), 1])
+    alone = eclip.evaluate({("max", 1): explain}, run.load_dataset("scenes"), clip)
+    same = (rows["method"] == "max") & (rows["seed"] == 1) & (rows["dataset"] == "scenes")
+    pd.testing.assert_frame_equal(rows[same].reset_index(drop=True), alone, check_dtype=False, atol=1e-4)
+    table = evaluation.over_trainings(pooling_ablation.seed_table(run, rows))
+    assert list(table["pooling"].unique()) == ["attention", "max", "max, mask: ground truth"]
+    table, steps = table[table["dataset"] == "scenes"], pooling_ablation.ordering(run, rows)
+    first, line = (table[table["pooling"] == pooling].iloc[0] for pooling in ("attention", "max"))
+    assert line["seeds"] == 2 and line["mIoU_low"] <= line["mIoU"] <= line["mIoU_high"]
+    gap = steps.set_index(["dataset", "better", "than"]).loc["scenes", "max", "attention"]
+    assert gap["mIoU"] == pytest.approx(line["mIoU"] - first["mIoU"])
+    assert gap["mIoU_low"] <= gap["mIoU"] <= gap["mIoU_high"]
+    assert "max against attention (2): mIoU" in evaluation.statistics.gains_in_words(steps)
+
+
+def test_unlocking_trains_the_backbone_and_leaves_clip_alone(clip):
+    model, images = eclip.load_attention("vit_tiny_patch16_224", None), torch.rand(2, 3, 224, 224)
+    own, before = files.digest(clip.model), files.digest(model)
+    source = image_text.ScenePairs(count=8, size=4)
+    pair, history = dino_backbone.unlock(clip, model, source, batch_size=4)
+    assert len(history) == 2 and history["loss"].notna().all() and pair.image.in_features == 192
+    assert files.digest(model) != before and files.digest(clip.model) == own
+    assert not any(p.requires_grad for p in model.parameters())
+    eclip.similarity(clip.with_image_encoder(model).encode_image(images), torch.randn(1, 128), pair)
+
+
+def test_methods_are_measured_and_compared(run):
+    rows = benchmarks.measure(run, {"scenes-ViT-32": ["clip", "rclip"]})
+    table = benchmarks.table(run, rows, ["clip", "rclip"])
+    assert set(table["dataset"]) == {"scenes", "scenes-cluttered", "average"}
+    mean = table[table["dataset"] == "average"].set_index("method")["mSC"]
+    assert mean["rclip"] == pytest.approx(-mean["clip"], abs=1e-3)
+    own = table[(table["method"] == "clip") & (table["dataset"] != "average")]["mSC"]
+    assert mean["clip"] == pytest.approx(own.mean())
+    gains = benchmarks.all_gains(run, rows)
+    assert gains[["better", "than"]].values.tolist() == [["rclip", "clip"]] * 2
+    assert gains["mSC"].tolist() == pytest.approx((-2 * own).tolist(), abs=1e-3)
+
+
+def test_trainings_of_clip_are_counted_where_they_are_negative():
+    table = pd.DataFrame({"dataset": "d", "network": "n", "mIoU": [1.0, 2, 3], "mSC": [-1.0, -3, 4]})
+    line = over_clips(table).iloc[0]
+    assert (line["trainings"], line["negative"], line["mIoU"], line["mSC"]) == (3, 2, 2, 0)
+    assert line["mIoU_high"] == pytest.approx(2 + 4.302652730 / 3**0.5)  # Student's t of 2 degrees of freedom
+    assert over_clips(pd.DataFrame()).empty
+
+
+def test_a_missing_pair_says_where_it_comes_from(tmp_path):
+    run = eclip.load_profile("demo", pretrained=None, out=tmp_path)
+    with pytest.raises(FileNotFoundError, match="run notebook 05 first"):
+        run.load_pair(run.load_clip("scenes-ViT-32"))
