@@ -198,8 +198,12 @@ def train(
     pretrained: str = "default",
     pooling: Annotated[str, typer.Option(help="attention, average, max or masked_max")] = "masked_max",
     mask: Annotated[
-        str, typer.Option(help="a timm ViT whose attention masks, for masked_max")
-    ] = "vit_base_patch16_224.dino",
+        str | None,
+        typer.Option(
+            help="the ViT whose attention masks, for masked_max: scenes-DINO for the demo's networks, else "
+            "timm's vit_base_patch16_224.dino"
+        ),
+    ] = None,
     mask_checkpoint: Annotated[
         str, typer.Option(help="a local file, e.g. MoCo v3's, or 'random'")
     ] = "default",
@@ -223,6 +227,7 @@ def train(
     several GPUs."""
     from .commands import pairs
 
+    mask = mask or ("scenes-DINO" if network.startswith("scenes-") else "vit_base_patch16_224.dino")
     model = {"network": network, "pretrained": pretrained, "device": device}
     masked = {"mask": mask, "mask_checkpoint": mask_checkpoint} if pooling == "masked_max" else {}
     features = {"cache": cache, "views": views, "workers": workers, "ray": ray}
@@ -272,7 +277,6 @@ def _sentence(error):
     """What a user reads: the sentence of a mistake; of anything else its kind and first line, and how to see
     more."""
     line = " ".join(str(error).split())
-    line = line if len(line) < 300 else line[:297] + "…"
     if (
         isinstance(error, OSError)
         and error.filename
@@ -282,6 +286,8 @@ def _sentence(error):
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
         return line
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory: run with a smaller --batch-size, or with --device cpu"
     if "DataLoader worker" in line:
         return "a process that decodes images was killed, mostly for lack of memory: run with fewer workers"
     return (

@@ -150,10 +150,11 @@ class Run(Profile):
         An explainer of the registry that was measured before in this run, on the same images with the same
         weights, is read from `out`/rows; the others share one pass. With `observe` all are measured anew."""
         dataset = self.load_dataset(dataset) if isinstance(dataset, str) else dataset
-        about = [clip.identity, dataset.identity, self._made_by]
+        known = dataset.identity
+        about = [clip.identity, known, self._made_by]
         paths, found = {}, {}
         for key, explain in explainers.items():
-            identity = getattr(explain, "identity", None)
+            identity = known and getattr(explain, "identity", None)
             if identity:
                 name = f"{identity[0]}-{files.digest([about, identity])}.csv"
                 paths[key] = self.out / "rows" / dataset.name / clip.network / name

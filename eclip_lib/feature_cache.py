@@ -25,13 +25,7 @@ from .networks.clip import loaded, to_batch
 
 GROUND_TRUTH = "ground truth"
 FORMAT = 3  # of the shards and their notes
-DECIDES = (
-    "method.py",
-    "feature_cache.py",
-    "networks",
-    "datasets/image_text.py",
-    "datasets/scenes.py",
-)  # features
+DECIDES = ("method.py", "feature_cache.py", "networks", "datasets")  # the code that decides features
 
 
 @dataclass(frozen=True)
@@ -188,11 +182,15 @@ class CacheJob:
     def note(self, number):
         """The note of a shard that was made from what its part holds now, else None."""
         note = files.read_json(self.shard(number).with_suffix(".json"))
-        if not (isinstance(note, dict) and {"sha256", "state", "stamp", "views"} <= set(note)):
+        if not _whole(note, self.about["views"]) or not self.shard(number).exists():
             return None
         part = self.source.parts[number]
-        same = note["stamp"] == self.source.stamp(part) or note["state"] == self.source.state(part)
-        return note if same and self.shard(number).exists() else None
+        if note["stamp"] == self.source.stamp(part):
+            return note
+        try:
+            return note if note["state"] == self.source.state(part) else None
+        except OSError:  # `make` says so
+            return None
 
     def done(self, number):
         """Whether a shard is there and as its note says; a damaged one is named, and its note is no longer true."""
@@ -208,7 +206,10 @@ class CacheJob:
     def make(self, number, workers=0):
         """Encode a part into its shard. Raises ValueError where the part cannot be read."""
         part, shard = self.source.parts[number], self.shard(number)
-        stamp, state = self.source.stamp(part), self.source.state(part)
+        try:
+            stamp, state = self.source.stamp(part), self.source.state(part)
+        except OSError as error:
+            raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
         columns, counts, left_out = encode_pairs(
             self.clip, self.masks, self.source, part, self.about, workers
         )
@@ -243,6 +244,19 @@ class CacheJob:
         manifest = {**self.about, "skipped": left_out.count, "shards": [shard.name for shard in shards]}
         files.write(self.folder / "manifest.json", files.as_json(manifest))
         return Cache(self.folder, manifest, shards, list(good.values()))
+
+
+def _whole(note, views):
+    """Whether a shard's note is as `make` writes it."""
+    counts = note.get("views") if isinstance(note, dict) else None
+    return (
+        isinstance(counts, list)
+        and len(counts) == views
+        and all(isinstance(count, int) for count in counts)
+        and note.get("pairs") == sum(counts)
+        and isinstance(note.get("skipped"), dict)
+        and {"sha256", "state", "stamp"} <= set(note)
+    )
 
 
 def cache_features(

@@ -29,7 +29,7 @@ def replacing(path):
     does not; the folder is made. Raises OSError that says so where the disk is full."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
+    partial = path.with_name(f".{uuid4().hex[:16]}.partial")  # short: names end at 255 bytes
     try:
         yield partial
         os.replace(partial, path)
@@ -131,10 +131,10 @@ def _without_docstrings(tree):
 
 
 def stamp(path):
-    """What tells in a moment that a file has not changed: (bytes, nanoseconds of its last change), or None
-    where there is none."""
+    """What tells in a moment that a file has not changed: its bytes, and when its contents and its entry last
+    changed (`cp -p` restores the first time, not the second); None where there is none."""
     try:
         about = os.stat(path)
-        return [about.st_size, about.st_mtime_ns]
-    except OSError:
+        return [about.st_size, about.st_mtime_ns, about.st_ctime_ns]
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return None

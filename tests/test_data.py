@@ -226,7 +226,7 @@ def test_without_a_network_one_sentence_comes_within_seconds(small_registry, mon
     monkeypatch.setitem(small_registry, "weights", known)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     begin = time.time()
-    registered = "ViT-B-16.pt .351 MB. is not in .*weights and could not be downloaded .* ECLIP_WEIGHTS"
+    registered = "ViT-B-16.pt .351 MB. is not in .*weights and could not be downloaded; .* ECLIP_WEIGHTS"
     neither = "neither in the cache nor could they be downloaded"
     for load, words, *arguments in (
         (eclip.load_clip, registered, "ViT-B-16"),

@@ -9,8 +9,8 @@ import torch
 from export import write_voc
 
 import eclip_lib as eclip
-from eclip_lib import evaluation, experiment, files
-from eclip_lib.datasets import image_text
+from eclip_lib import datasets, evaluation, experiment, files
+from eclip_lib.datasets import image_text, scenes
 from eclip_lib.feature_cache import GROUND_TRUTH, Pooling
 from eclip_lib.networks.attention import ClipAttention, center_prior, noise, pixel_saliency
 from eclip_lib.studies import attention_quality, benchmarks, dino_backbone, pooling_ablation
@@ -232,3 +232,23 @@ def test_a_missing_pair_says_where_it_comes_from(tmp_path):
     run = eclip.load_profile("demo", pretrained=None, out=tmp_path)
     with pytest.raises(FileNotFoundError, match="run notebook 05 first"):
         run.load_pair(run.load_clip("scenes-ViT-32"))
+
+
+def test_a_sheet_of_few_images_begins_earlier():
+    few, many = scenes.Scenes(length=4), scenes.Scenes(length=40)
+    assert [e.image_id for e in benchmarks.later(few, 3, start=20)][0] == few[1].image_id
+    assert [e.image_id for e in benchmarks.later(many, 1, start=20)] == [many[20].image_id]
+
+
+def test_a_dataset_that_does_not_tell_its_files_is_measured_anew(tmp_path, run, clip, calls):
+    class Drawn(datasets.Dataset):
+        name, classes, items = "drawn", scenes.CLASSES, range(2)
+        example = scenes.Scenes(length=2).example
+
+    for dataset, times in [(Drawn(), 2), (scenes.Scenes(length=2), 1)]:
+        calls.clear()
+        for _ in range(2):
+            run.model_copy(update={"out": tmp_path}).evaluate(
+                clip, dataset, {"clip": eclip.explainer("clip", clip)}
+            )
+        assert calls["evaluate"] == times

@@ -44,7 +44,9 @@ def scatter(setup, count, done, what, workers, gpus=0):
     try:
         import ray
     except ImportError as error:
-        raise ValueError("running on a cluster needs Ray: pip install 'eclip-lib[cluster]'") from error
+        raise ValueError(
+            "running on a cluster needs Ray: .venv/bin/pip install -c constraints.txt -e '.[cluster]'"
+        ) from error
     todo = [number for number in range(count) if not done(number)]
     if not todo:
         return

@@ -51,7 +51,7 @@ def measure():
     runs = {"base": (IMAGES[0], PAIRS[0]), "image": (IMAGES[1], PAIRS[0]), "pair": (IMAGES[0], PAIRS[1])}
     found = {}
     for run, (images, pairs) in runs.items():
-        with tempfile.TemporaryDirectory() as out:  # one for all notebooks: 05 finds the cache of 03
+        with tempfile.TemporaryDirectory() as out:  # one for all notebooks: 03 and 05 find the cache of 02
             for path in tqdm(notebooks(), desc=f"counting, {run}", unit="notebook"):
                 found[path.stem, run] = counted(path, out, images, pairs)
     return grown(found, [path.stem for path in notebooks()])

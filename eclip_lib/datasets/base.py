@@ -47,13 +47,16 @@ class Dataset(Sequence):
         raise NotImplementedError
 
     def sources(self, item) -> list[Path]:
-        """The files that an example is read from; none where it is made."""
-        return []
+        """The files that an example is read from, by which a run notices that one changed; [] where it is drawn
+        by the library. A class without it is never taken for the same again."""
+        raise NotImplementedError
 
     @property
     def identity(self):
         """What decides an evaluation on this dataset, as JSON's types: its items and the state of their
-        files."""
+        files; None where the class does not tell its `sources`."""
+        if type(self).sources is Dataset.sources:
+            return None
         items = [[str(item), *map(files.stamp, self.sources(item))] for item in self.items]
         return {"dataset": self.name, "items": files.digest([list(self.classes), items]), "images": len(self)}
 

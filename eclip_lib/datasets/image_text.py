@@ -9,6 +9,9 @@ are called, and `state(part)` changes when the content of a part does."""
 import csv
 import glob
 import io
+import os
+import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -63,9 +66,6 @@ class _Numbered:
     def __len__(self):
         return sum(map(len, self.parts))
 
-    def stamp(self, part):
-        return self.state(part)
-
 
 class ScenePairs(_Numbered):
     """`count` rendered training scenes from `start` on, levels in turn."""
@@ -94,6 +94,8 @@ class ScenePairs(_Numbered):
     def state(self, part):
         return [part.start, part.stop]
 
+    stamp = state
+
     def read(self, part):
         """Rendered here: a caption names only what is visible."""
         for index in part:
@@ -117,9 +119,10 @@ class WebPairs:
         found = [pattern]
         if not Path(pattern).is_file():
             found = [path for part in braceexpand(pattern) for path in glob.glob(part)]
-        self.parts = _nonempty(sorted(p for p in found if not Path(p).name.startswith("._")), pattern)
+        found = sorted(path for path in found if not Path(path).name.startswith("._"))
+        self.parts = _nonempty(list({os.path.realpath(path): path for path in found}.values()), pattern)
         stems = [Path(part).stem for part in self.parts]
-        distinct = len(set(stems)) == len(stems)
+        distinct = len(set(stems) - {"manifest"}) == len(stems)  # the cache has a manifest.json of its own
         self.names = stems if distinct else [files.digest(part.encode()) for part in self.parts]
         self.about = {
             "source": "webdataset",
@@ -149,8 +152,14 @@ class _Listed(_Numbered):
         self.pairs, self.about = _nonempty(pairs, about["path"]), about
         self._cut(0, len(pairs), size)
 
-    def state(self, part):
+    def stamp(self, part):
         return files.digest([[*self.pairs[index], files.stamp(self.pairs[index][0])] for index in part])
+
+    def state(self, part):
+        pairs = [self.pairs[index] for index in part]
+        return files.digest(
+            [[*pair, os.path.isfile(pair[0]) and files.digest(Path(pair[0]))] for pair in pairs]
+        )
 
     def read(self, part):
         for index in part:
@@ -181,6 +190,8 @@ class CocoPairs(_Listed):
             raise ValueError(
                 f"{path} is not a complete COCO caption file ({error!r}); download it again"
             ) from error
+        if lost := len(document["annotations"]) - len(found):
+            warnings.warn(f"{path}: {lost} captions are of images that it does not list", stacklevel=2)
         self._take(pairs, {"source": "coco", "path": str(path)}, size)
 
 
@@ -199,24 +210,42 @@ def _rows(path):
     hold a field together."""
     if not path.is_file():
         raise FileNotFoundError(f"no table of image-caption pairs at {path}")
-    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    header = lines[0] if lines else ""
-    separator = "\t" if "\t" in header else ","
-    rows = list(csv.reader(lines, delimiter=separator))
-    if len(rows) != len(lines):
-        rows = list(csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_NONE))
-    columns = [name.strip() for name in rows[0]] if rows else []
-    if not {"filepath", "title"} <= set(columns):
+    text = path.read_bytes().decode("utf-8-sig")
+    lines = [(number, line) for number, line in enumerate(re.split("\r\n|\r|\n", text), 1) if line.strip()]
+    separator = "\t" if lines and "\t" in lines[0][1] else ","
+    rows = _quoted(text, separator) or [(number, _fields(line, separator)) for number, line in lines]
+    columns = [name.strip() for name in rows[0][1]] if rows else []
+    if not columns.count("filepath") == columns.count("title") == 1:
         raise ValueError(
-            f"{path}: needs the columns filepath and title, has {columns} (separator {separator!r})"
+            f"{path}: needs the columns filepath and title, once each, has {columns} (separator {separator!r})"
         )
-    for number, row in enumerate(rows[1:], 2):
+    for number, row in rows[1:]:
         if len(row) < len(columns) or any(field.strip() for field in row[len(columns) :]):
             raise ValueError(
                 f"{path}, line {number}: {len(row)} fields, not {len(columns)}; quote fields that hold "
                 f"{separator!r}"
             )
-    return [dict(zip(columns, row, strict=False)) for row in rows[1:]]
+    return [dict(zip(columns, row, strict=False)) for _, row in rows[1:]]
+
+
+def _quoted(text, separator):
+    """[(number of its last line, fields)] where every quote of a table opens or closes a field, also one of
+    several lines; else None. A field that holds a line end and a separator is two lines with a quote each."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        rows = [(reader.line_num, row) for row in reader if "".join(row).strip()]
+    except csv.Error:
+        return None
+    torn = (separator in field and re.search("[\r\n]", field) for _, row in rows for field in row)
+    return None if any(torn) else rows
+
+
+def _fields(line, separator):
+    """The fields of one line: quotes hold a field together where they pair up, else they are part of it."""
+    try:
+        return next(csv.reader([line], delimiter=separator, strict=True))
+    except csv.Error:
+        return line.split(separator)
 
 
 def _nonempty(found, what):

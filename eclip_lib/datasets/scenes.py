@@ -318,6 +318,9 @@ class Scenes(Dataset):
     def identity(self):
         return super().identity | {"split": self.split, "level": self.level, "colours": self.colours}
 
+    def sources(self, item):
+        return []
+
     def example(self, item):
         scene = sample(SEEDS[self.split], item, self.level, self.colours)
         return Example(f"{self.split}-{self.level}-{item:06d}", scene.image, scene.masks)

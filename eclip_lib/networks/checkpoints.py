@@ -75,8 +75,8 @@ def obtain(name):
     except OSError as error:
         raise ValueError(
             f"{name} ({downloads.size(about.get('bytes'))}) is not in {path.parent} and could not be "
-            f"downloaded ({error}); put the file "
-            "there, set ECLIP_WEIGHTS to the folder that has it, or take random weights (pretrained None)"
+            "downloaded; put the file there, set ECLIP_WEIGHTS to the folder that has it, or take random "
+            f"weights (pretrained None): {error}"
         ) from error
 
 

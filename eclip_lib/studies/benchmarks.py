@@ -199,6 +199,11 @@ def figure_1(run, name):
     return plots.sheet([(images, panels) for panels in rows.values()], titles, list(rows), size=1.7)
 
 
+def later(dataset, count, start):
+    """`count` examples from `start` on, other ones than Fig. 1's; nearer the beginning where there are few."""
+    return examples(dataset, count, start=max(0, min(start, len(dataset) - count)))
+
+
 def figure_7(run, count=6):
     """Fig. 7: ECLIP of the finest ViT (else the last network), images of every dataset, ground truth beside
     the map."""
@@ -206,7 +211,7 @@ def figure_7(run, count=6):
     explain, rows = explainers_of(run, clip, ["eclip"])["eclip"], []
     for name in run.datasets:
         images, panels = [], []
-        for example in examples(run.load_dataset(name), count // 2, start=20):
+        for example in later(run.load_dataset(name), count // 2, start=20):
             images += [example.image] * 2
             heat = map_of(clip, explain, example.image, PROMPT.format(example.largest))
             panels += [example.masks[example.largest], heat]
@@ -220,5 +225,5 @@ def methods_sheet(run, network, count=4):
     """Figs. 8, 12 and 13: one object a row, one method a column, on the last dataset. Returns the figure."""
     clip = run.load_clip(network)
     found = explainers_of(run, clip, TABLE_2 + LATER[:5])
-    shown = {method: (clip, explain) for method, explain in found.items()}
-    return plots.map_sheet(examples(run.load_dataset(run.datasets[-1]), count, start=5), shown, size=1.1)
+    shown = {about(method).name: (clip, explain) for method, explain in found.items()}
+    return plots.map_sheet(later(run.load_dataset(run.datasets[-1]), count, start=5), shown, size=1.1)

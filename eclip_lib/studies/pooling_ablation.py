@@ -17,8 +17,8 @@ from ..networks.loading import is_vit
 
 def masks_for(run, clip, models):
     """The masks of one network's cache: the run's own, and on its first ViT those beyond the paper: ground
-    truth where the pairs have it, CLIP's own attention, saliency, noise. Notebooks 03 and 05 ask for the same
-    ones, so they share one cache."""
+    truth where the pairs have it, CLIP's own attention, saliency, noise. Notebooks 02, 03 and 05 ask for the
+    same ones, so they share one cache."""
     if clip.network != next(filter(is_vit, run.networks), None):
         return models
     extra = {"CLIP's own": ClipAttention(clip), "pixel saliency": pixel_saliency, "noise": noise}
