@@ -227,6 +227,8 @@ prompts in dollars | explain {}/red.png "a price of $5_$" "$$" "says $\Sale$" | 
 one text twice | explain {}/red.png circle circle --method clip_surgery | prints heat.*texts are all the
 a picture as its own output | explain {}/red.png circle --out {}/red.png | red.png is one of the pictures
 scores over a picture | Explain --json {}/red.png | red.png is one of the pictures
+maps over the network | Explain --pretrained {}/other.safetensors --npz {}/other.safetensors | is the checkpoint
+a picture as a text | explain {}/red.png {}/red.png | red.png is a file, not a text
 one output twice | Explain --npz {}/out.png | out.png would be written twice
 an output folder with a dot | explain {}/red.png circle --out {}/maps.v2 | prints maps.v2/red.png
 an output that cannot be | explain {}/red.png circle --out {}/red.png/out.png | red.png
@@ -278,6 +280,8 @@ captions with lone quotes | Train csv:{}/quotes.csv | prints 3 pairs
 an empty caption | Train csv:{}/empty.csv | prints 1 pairs.*1 of 2 pairs were skipped: 1 with an empty
 a tab at the end | Train csv:{}/tab.csv | prints 1 pairs
 a loss curve over the captions | train csv:{}/good.csv {}/good.safetensors | good.csv would be written over
+a pair over its network | train scenes:6 {}/other.safetensors --pretrained {}/other.safetensors | written over
+a pair over its mask | train scenes:6 {}/other.safetensors --pooling masked_max --mask-checkpoint {}/other.safetensors | written over
 a pair with a table's name | train csv:{}/good.csv {}/pair.csv | a pair is a .safetensors file
 a pair with a folder's name | train csv:{}/good.csv {}/empty | empty is a folder
 pairs from nowhere | Train zip:{}/a.zip | names no image-caption pairs
@@ -321,6 +325,11 @@ def test_commands(name, place, monkeypatch, capsys):
         assert said.startswith("eclip: ") and "\n" not in said and re.search(message, said), said
         assert len(said.replace(str(place), "")) < 300 and "--debug" not in said
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_text_of_other_bytes_is_named(place, monkeypatch):
+    said = run(monkeypatch, "explain", str(place / "red.png"), "a \udce9", "--out", str(place / "o.png"))
+    assert said == r"eclip: text 1 is not UTF-8: 'a \udce9'"
 
 
 def test_a_long_prompt_is_cut_with_a_warning():

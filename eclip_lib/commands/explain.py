@@ -45,9 +45,9 @@ def pictures(photo):
     return good
 
 
-def targets(paths, out, *others):
+def targets(paths, out, *others, checkpoints=()):
     """Where each picture's overlay goes -> {picture: target}; folders are made. `out`: a file, or a folder
-    for several.
+    for several. `others`: what else is written. `checkpoints`: what else is read.
 
     Raises ValueError before any work where an output would replace an input or another output, OSError where
     it cannot be written."""
@@ -65,9 +65,14 @@ def targets(paths, out, *others):
         names = [folder / f"{stem}{word}{suffix}" for word in words]
     outputs = [*names, *(Path(other).expanduser() for other in others if other)]
     inputs = {path.resolve() for path in paths}
+    weights = {Path(place).expanduser().resolve() for place in checkpoints if place}
     for place, output in enumerate(outputs):
         if output.resolve() in inputs:
             raise ValueError(f"{output} is one of the pictures and would be replaced; name another --out")
+        if output.resolve() in weights:
+            raise ValueError(
+                f"{output} is the checkpoint that is read and would be replaced; name another file"
+            )
         if output in outputs[:place]:
             raise ValueError(f"{output} would be written twice; give each output a name of its own")
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -120,15 +125,25 @@ def limits(network):
     )
 
 
+def _require_texts(texts):
+    if not texts or any(not text.strip() for text in texts):
+        raise ValueError("give at least one text, and none that is empty")
+    for number, text in enumerate(texts, 1):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that the terminal could not read
+            raise ValueError(f"text {number} is not UTF-8: {ascii(text)[:80]}")
+        if os.path.splitext(text)[1] and os.path.isfile(text):
+            raise ValueError(f"{text} is a file, not a text; quote a glob of pictures, or give their folder")
+
+
 def run(photo, texts, out, json=None, npz=None, **options):
     """What the command does: one overlay sheet a picture, scores as JSON, maps as npz -> the overlays' paths.
 
     A picture that cannot be read does not cost the others: it is named in a ValueError at the end, when all
     else is written."""
-    if not texts or any(not text.strip() for text in texts):
-        raise ValueError("give at least one text, and none that is empty")
+    _require_texts(texts)
     paths = pictures(photo)
-    places = targets(paths, out, json, npz)
+    checkpoints = [options.get("pretrained"), options.get("projection")]
+    places = targets(paths, out, json, npz, checkpoints=checkpoints)
     clip, method = open_method(**options)
     made, scores, arrays, broken = [], {}, {}, []
     for path, image, *found in explain(paths, texts, clip, method):

@@ -22,7 +22,8 @@ def train(data, out, pooling, model, masked, features, settings):
     replace an input or cannot be written."""
     out = out.expanduser()
     source, curve = load_pairs(data), out.with_suffix(".csv")
-    _require_free(out, curve, data)
+    checkpoints = [model["pretrained"], masked.get("mask_checkpoint")]
+    _require_free(out, curve, [data.partition(":")[2], *filter(None, checkpoints)])
     rank = _join_ranks(model)
 
     def load():
@@ -49,12 +50,12 @@ def train(data, out, pooling, model, masked, features, settings):
     return f"{len(cached)} pairs, {losses}; {out}\n"
 
 
-def _require_free(out, curve, data):
-    inputs = data.partition(":")[2]
+def _require_free(out, curve, inputs):
+    inputs = [place for place in map(os.path.expanduser, inputs) if os.path.exists(place)]
     for path in (out, curve):
-        if os.path.exists(inputs) and path.exists() and os.path.samefile(path, inputs):
+        if path.exists() and any(os.path.samefile(path, place) for place in inputs):
             raise ValueError(
-                f"{path} would be written over the pairs it is trained on; give the pair another name "
+                f"{path} would be written over what the pair is trained from; give the pair another name "
                 f"than {out}"
             )
         if path.is_dir():
