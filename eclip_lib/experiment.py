@@ -189,8 +189,8 @@ class Run(Profile):
         return [self.out / kind, *([] if self.compared_by else [self.committed(kind, "any").parent])]
 
     def save_table(self, table, name):
-        """Write a table of this run (index included where it is named) as CSV and return it; an empty one leaves
-        no file."""
+        """Write a table of this run (index included where it is named) as CSV and return it; an empty one
+        leaves no file."""
         self.saved.append(name)
         if table.empty:
             self.path("tables", name).unlink(missing_ok=True)

@@ -193,7 +193,8 @@ class CacheJob:
             return None
 
     def done(self, number):
-        """Whether a shard is there and as its note says; a damaged one is named, and its note is no longer true."""
+        """Whether a shard is there and as its note says; a damaged one is named, and its note is no longer
+        true."""
         shard, note = self.shard(number), self.note(number)
         if note is None:
             return False

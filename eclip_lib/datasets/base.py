@@ -47,8 +47,8 @@ class Dataset(Sequence):
         raise NotImplementedError
 
     def sources(self, item) -> list[Path]:
-        """The files that an example is read from, by which a run notices that one changed; [] where it is drawn
-        by the library. A class without it is never taken for the same again."""
+        """The files that an example is read from, by which a run notices that one changed; [] where it is
+        drawn by the library. A class without it is never taken for the same again."""
         raise NotImplementedError
 
     @property

@@ -217,7 +217,7 @@ def _rows(path):
     columns = [name.strip() for name in rows[0][1]] if rows else []
     if not columns.count("filepath") == columns.count("title") == 1:
         raise ValueError(
-            f"{path}: needs the columns filepath and title, once each, has {columns} (separator {separator!r})"
+            f"{path}: needs the columns filepath and title once each, has {columns} (separator {separator!r})"
         )
     for number, row in rows[1:]:
         if len(row) < len(columns) or any(field.strip() for field in row[len(columns) :]):

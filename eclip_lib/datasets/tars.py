@@ -1,4 +1,5 @@
-"""webdataset's tar files: pictures and captions of one key stand together; damaged and cut ones are refused."""
+"""webdataset's tar files: pictures and captions of one key stand together; damaged and cut ones are
+refused."""
 
 import json
 import tarfile

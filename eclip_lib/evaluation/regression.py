@@ -8,8 +8,8 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def differences(ours, theirs, tolerance):
-    """What differs between two tables, a line each: numbers (see `Run.check`), also numbers inside words (to the
-    last digit printed), other words, rows or columns."""
+    """What differs between two tables, a line each: numbers (see `Run.check`), also numbers inside words (to
+    the last digit printed), other words, rows or columns."""
     if list(ours.columns) != list(theirs.columns) or len(ours) != len(theirs):
         return [f"other rows or columns ({len(ours)} rows here, {len(theirs)} committed)"]
     found = []

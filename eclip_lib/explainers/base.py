@@ -62,8 +62,8 @@ def maps(
     index: torch.Tensor,
     shared: Shared | None = None,
 ):
-    """The maps of selected pairs: index [P, 2] of image and text -> [P, h, w], without a gradient. shared: the
-    features of these images, for several explainers of one batch."""
+    """The maps of selected pairs: index [P, 2] of image and text -> [P, h, w], without a gradient. shared:
+    the features of these images, for several explainers of one batch."""
     if hasattr(explain, "pairs"):
         with torch.enable_grad():
             return explain.pairs(images, text, index).detach()
@@ -95,7 +95,8 @@ def tokens_before(clip, images, index, first):
 
 @torch.no_grad()
 def scored(clip, explain: Callable, images, text: torch.Tensor):
-    """Pictures (PIL) and F_t [T, Ct] -> (CLIP's own cosines [B, T] (Eq. 3), maps before Eq. 5 [B, T, h, w])."""
+    """Pictures (PIL) and F_t [T, Ct] -> (CLIP's own cosines [B, T] (Eq. 3), maps before Eq. 5 [B, T, h,
+    w])."""
     prepared = to_batch([clip.preprocess(image) for image in images], clip.device)
     shared = Shared(clip, prepared)
     every = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(text))).reshape(-1, 2)

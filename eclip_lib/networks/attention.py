@@ -149,8 +149,8 @@ def center_prior(images, grid=GRID):
 
 
 def mask_identity(mask):
-    """What decides a mask, as JSON's types: [its name for the reader, the digest of its weights or its code]. Of
-    what cannot be told, a word that never comes again."""
+    """What decides a mask, as JSON's types: [its name for the reader, the digest of its weights or its code].
+    Of what cannot be told, a word that never comes again."""
     if isinstance(mask, ClipAttention):
         return [mask.name, mask.clip.identity["model"]]
     name = getattr(mask, "name", None) or getattr(mask, "__name__", type(mask).__name__)

@@ -33,8 +33,8 @@ def to_batch(images, device):
 
 
 def loaded(dataset, batch_size, workers=0, **options):
-    """A torch dataset in lists of `batch_size` items, decoded in `workers` processes. Raises OSError where one
-    of them is killed."""
+    """A torch dataset in lists of `batch_size` items, decoded in `workers` processes. Raises OSError where
+    one of them is killed."""
     try:
         yield from DataLoader(dataset, batch_size, num_workers=workers, collate_fn=list, **options)
     except RuntimeError as error:

@@ -200,7 +200,8 @@ def figure_1(run, name):
 
 
 def later(dataset, count, start):
-    """`count` examples from `start` on, other ones than Fig. 1's; nearer the beginning where there are few."""
+    """`count` examples from `start` on, other ones than Fig. 1's; nearer the beginning where there are
+    few."""
     return examples(dataset, count, start=max(0, min(start, len(dataset) - count)))
 
 
