@@ -11,9 +11,8 @@ import urllib.request
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from tqdm.auto import tqdm
-
 from .files import alone, digest
+from .progress import tqdm
 
 CHUNK, TRIES, TIMEOUT = 1 << 20, 5, 20
 

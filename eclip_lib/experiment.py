@@ -1,31 +1,27 @@
-"""A run: a profile's settings, and what a run loads, caches, trains, evaluates, saves and checks.
+"""A run: what a profile's run loads, and caches, trains and evaluates once.
 
 `demo` and `paper` are YAML files in `profiles/`; a profile may also be the path of another file of that form.
 Features, trained pairs and rows are made once a run, under `out`, keyed by what they contain; every notebook
 of the run takes them from there."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 
 from . import files
-from .datasets import REGISTRY, load_dataset
+from .datasets import load_dataset
 from .datasets.image_text import load_pairs
 from .evaluation import evaluate
-from .evaluation.evaluator import COLUMNS
-from .evaluation.regression import differences
+from .evaluation.evaluator import COLUMNS, read_rows
 from .feature_cache import Pooling, cache_features
 from .files import REPOSITORY
-from .networks.attention import load_attention
+from .networks.attention import load_attention, mask_identity
 from .networks.loading import load_clip
-from .profiles import INCIDENTAL, UNCHANGED, Profile, built, checked, read_settings
+from .profiles import UNCHANGED, Profile, built, checked, read_settings
 from .projection import Projection
+from .results import Results
 from .training import train_pair
-
-TOLERANCE = 0.05  # of a regression cell, in the table's own unit: percent, mostly; see docs/architecture.md
 
 
 @dataclass(frozen=True)
@@ -46,14 +42,8 @@ def core_digest():
     )
 
 
-class Run(Profile):
-    """A profile as it is run. `changed` names the settings that differ from the profile's file; `out` is the
-    folder that is written."""
-
-    name: str
-    out: Path
-    changed: list[str] = []
-    saved: list[str] = []  # tables of this notebook, in order
+class Run(Results):
+    """A profile as it is run: `Results` with what they are made from."""
 
     # ------------------------------------------------------------------ what it loads
 
@@ -66,7 +56,9 @@ class Run(Profile):
     def load_clip(self, network, pretrained=UNCHANGED):
         """The network with the profile's weights, on the profile's device."""
         pretrained = self.pretrained if pretrained == UNCHANGED else pretrained
-        return load_clip(network, pretrained, self.device, precision=self.precision)
+        clip = load_clip(network, pretrained, self.device, precision=self.precision)
+        self.saw("weights", f"{network}, {clip.pretrained}", lambda: clip.identity["model"])
+        return clip
 
     def load_clips(self):
         """{network: `Clip`} of all networks."""
@@ -79,18 +71,20 @@ class Run(Profile):
             network, _, checkpoint = where.partition("=")
             checkpoint = None if self.pretrained is None else checkpoint or "default"
             models[name] = load_attention(network, checkpoint, self.device)
+            self.saw("weights", f"{name}, {network}", lambda model=models[name]: mask_identity(model)[1])
         return models
 
     def load_dataset(self, name, limit=UNCHANGED):
         """A dataset under `root`, cut to `limit`."""
-        return load_dataset(name, self.root_of(name), self.limit if limit == UNCHANGED else limit)
+        dataset = load_dataset(name, self.root_of(name), self.limit if limit == UNCHANGED else limit)
+        if limit == UNCHANGED:
+            self.saw("datasets", name, lambda: len(dataset))
+        return dataset
 
-    def root_of(self, name):
-        """The folder of a dataset: `root` is one folder for all, or "name=folder,name=folder"."""
-        parts = [part.partition("=") for part in str(self.root).split(",")]
-        if all(mark and key.strip() in REGISTRY for key, mark, _ in parts):
-            return {key.strip(): folder for key, _, folder in parts}.get(name)
-        return self.root
+    def load_pairs(self, pairs=None):
+        """The source of image-caption pairs (`pairs`, else the run's), cut to `limit_pairs`."""
+        source = load_pairs(pairs or self.pairs)
+        return source if self.limit_pairs is None else source.first(self.limit_pairs)
 
     def title(self, network):
         """The network's name for tables and figures; random weights say so."""
@@ -100,18 +94,23 @@ class Run(Profile):
 
     def features(self, clip, masks, pairs=None, views=None, augment=UNCHANGED):
         """The pooled features of the run's image-caption pairs -> `Cache`."""
-        pairs, training = pairs or self.pairs, self.training
-        return cache_features(
-            clip,
-            load_pairs(pairs),
-            self.out / "cache",
-            masks,
-            views or training.views,
-            training.augment if augment == UNCHANGED else augment,
-            seed=self.seed,
-            workers=self.workers,
-            description=f"{clip.network}: {pairs}",
+        training = self.training
+        with files.alone(self.out / "cache" / f".{clip.network}.lock".replace("/", "_")):
+            cache = cache_features(
+                clip,
+                self.load_pairs(pairs),
+                self.out / "cache",
+                masks,
+                views or training.views,
+                training.augment if augment == UNCHANGED else augment,
+                seed=self.seed,
+                workers=self.workers,
+                description=f"{clip.network}: {pairs or self.pairs}",
+            )
+        self.saw(
+            "pairs", f"{pairs or self.pairs}, {clip.network}", lambda: len(cache) // cache.about["views"]
         )
+        return cache
 
     @property
     def _made_by(self):
@@ -135,13 +134,14 @@ class Run(Profile):
             if epoch in watched:
                 pair.save(folder / f"epoch{epoch}.safetensors")
 
-        try:
-            return _read_trained(folder, watched)
-        except (OSError, ValueError):  # not there, or not whole
-            pair, losses = train_pair(clip, features, pooling, on_epoch=keep, **settings)
-            pair.save(folder / "pair.safetensors")
-            files.write(folder / "losses.csv", files.as_csv(losses, index=False))
-            return _read_trained(folder, watched)
+        with files.alone(folder.with_suffix(".lock")):
+            try:
+                return _read_trained(folder, watched)
+            except (OSError, ValueError):  # not there, or not whole
+                pair, losses = train_pair(clip, features, pooling, on_epoch=keep, **settings)
+                pair.save(folder / "pair.safetensors")
+                files.write(folder / "losses.csv", files.as_csv(losses, index=False))
+                return _read_trained(folder, watched)
 
     def evaluate(self, clip, dataset, explainers, observe=None) -> pd.DataFrame:
         """Rows of {method or (method, seed): explainer} on a dataset (a name, or a `Dataset`), see
@@ -158,14 +158,11 @@ class Run(Profile):
             if identity:
                 name = f"{identity[0]}-{files.digest([about, identity])}.csv"
                 paths[key] = self.out / "rows" / dataset.name / clip.network / name
-            if identity and observe is None and (rows := _read_rows(paths[key])) is not None:
+            if identity and observe is None and (rows := read_rows(paths[key], COLUMNS)) is not None:
                 found[key] = rows
         missing = {key: explain for key, explain in explainers.items() if key not in found}
         if missing:
-            title = f"{clip.network} on {dataset.name}"
-            rows = evaluate(
-                missing, dataset, clip, self.workers, self.batch_size, description=title, observe=observe
-            )
+            rows = evaluate(missing, dataset, clip, self.workers, self.batch_size, observe=observe)
             sizes = len(rows) // len(missing)
             for number, key in enumerate(missing):
                 found[key] = rows.iloc[number * sizes : (number + 1) * sizes]
@@ -173,94 +170,19 @@ class Run(Profile):
                     files.write(paths[key], files.as_csv(found[key], index=False))
         return pd.concat([_labelled(found[key], key) for key in explainers], ignore_index=True)[COLUMNS]
 
-    # ------------------------------------------------------------------ what it writes
-
-    def path(self, kind, name):
-        """`out`/tables/name.csv, `out`/figures/name.png or `out`/pairs/name.safetensors."""
-        suffix = {"tables": "csv", "figures": "png", "pairs": "safetensors"}[kind]
-        return self.out / kind / f"{name}.{suffix}"
-
-    def committed(self, kind, name):
-        """The same file as committed."""
-        return REPOSITORY / "results" / self.name / kind / self.path(kind, name).name
-
-    def folders(self, kind):
-        """Where a table or figure may lie: this run's folder, then the committed results of the profile."""
-        return [self.out / kind, *([] if self.compared_by else [self.committed(kind, "any").parent])]
-
-    def save_table(self, table, name):
-        """Write a table of this run (index included where it is named) as CSV and return it; an empty one
-        leaves no file."""
-        self.saved.append(name)
-        if table.empty:
-            self.path("tables", name).unlink(missing_ok=True)
-        else:
-            index = table.index.names != [None]
-            files.write(self.path("tables", name), files.as_csv(table, index=index, float_format="%.4f"))
+    def once(self, name, about, measure) -> pd.DataFrame:
+        """The table that `measure()` returns, kept in `out`/rows and read from there where all that decides it
+        is the same: `about` (a list of `Clip`s, `Dataset`s and what JSON can say) and the code. Measured anew
+        where one of them has no identity."""
+        known = [getattr(thing, "identity", thing) for thing in about]
+        if any(what is None for thing, what in zip(about, known, strict=True) if hasattr(thing, "identity")):
+            return measure()
+        key = files.digest([known, self._made_by, files.code_digest("studies", "shift.py")])
+        path = self.out / "rows" / f"{name}-{key}.csv"
+        if (table := read_rows(path)) is None:
+            table = measure()
+            files.write(path, files.as_csv(table, index=False))
         return table
-
-    def save_figure(self, figure, name):
-        """Write a matplotlib figure of this run as PNG, in 256 colours: noisy scenes take a quarter of the
-        space."""
-        picture, small = io.BytesIO(), io.BytesIO()
-        figure.savefig(picture, dpi=100, bbox_inches="tight")
-        image = Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        image.save(small, "PNG", optimize=True)
-        files.write(self.path("figures", name), small.getvalue())
-
-    def save_timings(self, table):
-        """Timings are no results: they lie beside the tables, and nothing compares them."""
-        files.write(self.out / "timings.csv", files.as_csv(table, index=False))
-
-    def save_pair(self, pair, network):
-        """Keep the pair trained for a network (`out`/pairs) for the notebooks that follow."""
-        pair.save(self.path("pairs", f"{network}-ECLIP"))
-
-    def load_pair(self, clip):
-        """The pair notebook 05 trained for a network: this run's, else the committed one. Raises
-        FileNotFoundError, ValueError."""
-        own, committed = (where("pairs", f"{clip.network}-ECLIP") for where in (self.path, self.committed))
-        same = committed.exists() and set(self.compared_by) <= {"networks", "datasets", "limit"}
-        if not own.exists() and not same:
-            raise FileNotFoundError(
-                f"no trained pair for {clip.network}: run notebook 05 first (it writes {own})"
-            )
-        return Projection.load(own if own.exists() else committed, clip)
-
-    # ------------------------------------------------------------------ what it checks
-
-    @property
-    def compared_by(self):
-        """The settings that make this run another experiment than the committed one."""
-        return [name for name in self.changed if name not in INCIDENTAL]
-
-    def check(self, tolerance=TOLERANCE):
-        """The regression cell: compare every table that this notebook saved with the committed one, every
-        number and word of it.
-
-        Returns a line a table. Raises AssertionError that names all tables and numbers that are off by more
-        than `tolerance`, or by a hundredth of the largest number of their column where that is less."""
-        if self.compared_by:
-            own = ", ".join(self.compared_by)
-            return f"not compared with results/{self.name}: this run has its own {own}"
-        lines, wrong = [], []
-        for name in dict.fromkeys(self.saved):
-            ours, theirs = (_read_table(where("tables", name)) for where in (self.path, self.committed))
-            if theirs is None:
-                lines.append(f"{name}: nothing committed to compare with")
-                continue
-            empty = pd.DataFrame(columns=theirs.columns)
-            wrong += [
-                f"{name}: {what}" for what in differences(empty if ours is None else ours, theirs, tolerance)
-            ]
-            lines.append(f"{name}: {len(theirs)} rows agree with results/{self.name} within {tolerance}")
-        if wrong:
-            raise AssertionError("\n".join([f"{len(wrong)} differences from results/{self.name}:", *wrong]))
-        return "\n".join(lines)
-
-
-def _read_table(path):
-    return pd.read_csv(path) if path.exists() else None
 
 
 def reported(name, method=None):
@@ -273,14 +195,6 @@ def _read_trained(folder, watched):
     losses = pd.read_csv(folder / "losses.csv", float_precision="round_trip")
     pairs = {epoch: Projection.load(folder / f"epoch{epoch}.safetensors") for epoch in watched}
     return Trained(Projection.load(folder / "pair.safetensors"), losses, pairs)
-
-
-def _read_rows(path):
-    """Rows that were measured before, or None where they are not there or not whole."""
-    try:
-        return pd.read_csv(path, dtype={"image_id": str}, float_precision="round_trip")[COLUMNS]
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _labelled(rows, key):
@@ -304,9 +218,14 @@ def load_profile(profile: str | Path = "demo", **parameters) -> Run:
 
 def open_run(variables) -> Run:
     """The run of a notebook from the variables of its parameters cell (`globals()`), see `load_profile`; says
-    what is run."""
-    names = set(variables) & {*Profile.model_fields, "out"}
+    what is run, and begins the notebook's part of `run.json`."""
+    names = set(variables) & {*Profile.model_fields, "out", "dropped"}
     run = load_profile(variables["profile"], **{name: variables[name] for name in names})
     print(f"profile {run.name}; {run.weights}")
     print(f"networks: {', '.join(run.networks)} | datasets: {', '.join(run.datasets)}")
+    if run.dropped:
+        print(f"not there and left out: {', '.join(run.dropped)}")
+    books = sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if own := [path.stem for path in books if path.stem[3:] in variables]:  # its study bears its name
+        run.begin(own[-1])
     return run

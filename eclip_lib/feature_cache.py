@@ -15,13 +15,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save
-from tqdm.auto import tqdm
 
 from . import files
 from .datasets.pair_views import LeftOut, PairViews, augmentation, usable
 from .method import METHODS, pool
 from .networks.attention import mask_identity
 from .networks.clip import loaded, to_batch
+from .progress import tqdm
 
 GROUND_TRUTH = "ground truth"
 FORMAT = 3  # of the shards and their notes

@@ -3,8 +3,6 @@
 import json
 import math
 import random
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,12 +13,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm.auto import tqdm
 
 from .feature_cache import Cache, Pooling
-from .files import REPOSITORY
 from .method import contrastive_loss
+from .progress import tqdm
 from .projection import Projection
+from .provenance import commit
 
 WARMUP_LR, FINAL_LR = 1e-6, 1e-6
 
@@ -191,16 +189,9 @@ def _metadata(clip, cache, pooling, settings):
             "pooling": str(pooling),
             "mask": " ".join(mask),
             "settings": json.dumps(settings),
-            "commit": _commit(),
+            "commit": commit()["commit"],
         }
     )
-
-
-def _commit():
-    if not (REPOSITORY / ".git").exists() or not shutil.which("git"):
-        return "unknown"
-    run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
-    return run.stdout.strip() or "unknown"
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import eclip_lib as eclip
-from eclip_lib import experiment
+from eclip_lib import results
 from eclip_lib.commands import notebooks
 from eclip_lib.files import REPOSITORY
 
@@ -99,7 +99,7 @@ def moved(table, column):
     value = table[column][row]
     number = isinstance(value, float) or pd.api.types.is_integer_dtype(table[column])
     other = table.astype({column: object})
-    step = 3 * max(1e-4, min(experiment.TOLERANCE, 0.01 * table[column].abs().max())) if number else 0
+    step = 3 * max(1e-4, min(results.TOLERANCE, 0.01 * table[column].abs().max())) if number else 0
     other.loc[row, column] = value + step if number else f"{value}, not"
     return other, row
 

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from eclip_lib import cli, experiment, files
+from eclip_lib import cli, files
 from eclip_lib.commands import notebooks
 
 
@@ -96,7 +96,7 @@ def test_a_committed_notebook_keeps_no_trace_of_the_machine(house):
 
 
 def test_promotion_copies_tables_figures_pairs_and_the_report(house, monkeypatch):
-    for module in (files, notebooks, experiment):
+    for module in (files, notebooks):
         monkeypatch.setattr(module, "REPOSITORY", house)
     with pytest.raises(FileNotFoundError, match="nothing to promote"):
         notebooks.promote("demo")

@@ -4,14 +4,17 @@ captions, a table.
 A source is cut into `parts` (a tar file, or so many pairs), the unit that is cached, resumed and handed to a
 worker. `read(part)` lists (key, payload, caption), the payload None and the caption empty where there is
 none, and `open(payload)` decodes one image. `about` says what kind of source it is, `names` what its parts
-are called, and `state(part)` changes when the content of a part does."""
+are called, and `state(part)` changes when the content of a part does. `first(count)` is the same source cut
+to its first pairs."""
 
+import copy
 import csv
 import glob
 import io
 import os
 import re
 import warnings
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -62,6 +65,12 @@ class _Numbered:
         stop = start + count
         self.parts = [range(first, min(first + size, stop)) for first in range(start, stop, size)]
         self.names = [f"{number:05d}" for number in range(len(self.parts))]
+
+    def first(self, count):
+        cut = copy.copy(self)
+        cut.about = self.about | {"first": count}
+        cut._cut(self.parts[0].start, min(count, len(self)), len(self.parts[0]))
+        return cut
 
     def __len__(self):
         return sum(map(len, self.parts))
@@ -128,21 +137,42 @@ class WebPairs:
             "source": "webdataset",
             "folder": ", ".join(sorted({str(Path(part).parent) for part in self.parts})),
         }
+        self.cut: dict = {}  # a part: so many of its pairs
+
+    def first(self, count):
+        """As many whole parts as hold so many keys, the last one cut; a part that cannot be read holds
+        none."""
+        cut, left = copy.copy(self), count
+        cut.about, cut.parts, cut.names, cut.cut = self.about | {"first": count}, [], [], {}
+        for part, name in zip(self.parts, self.names, strict=True):
+            if left > 0:
+                cut.parts.append(part), cut.names.append(name)
+                cut.cut[part] = left
+                left -= _count_keys(part, left)
+        return cut
 
     def state(self, part):
-        return files.digest(Path(part))  # a tar is padded: its size says little
+        whole = files.digest(Path(part))  # a tar is padded: its size says little
+        return [whole, self.cut[part]] if self.cut else whole
 
     def stamp(self, part):
-        return files.stamp(part)
+        return [*(files.stamp(part) or []), self.cut[part]] if self.cut else files.stamp(part)
 
     def read(self, part):
-        for key, sample in samples(part):
+        for key, sample in islice(samples(part), self.cut.get(part)):
             picture = next((sample[kind] for kind in PICTURES if kind in sample), None)
             yield key, (key, picture) if picture else None, caption(sample)
 
     def open(self, payload):
         key, data = payload
         return read_image(io.BytesIO(data), name=key)
+
+
+def _count_keys(part, most):
+    try:
+        return sum(1 for _ in islice(samples(part), most))
+    except (OSError, ValueError):
+        return 0
 
 
 class _Listed(_Numbered):

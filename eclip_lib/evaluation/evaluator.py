@@ -8,16 +8,25 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
 
 from ..datasets.base import Dataset
 from ..explainers import Shared, maps
 from ..method import itsm, score
 from ..networks.clip import PROMPT, Clip, loaded, to_batch
+from ..progress import tqdm
 from .metrics import average_precision, best_iou, score_contrast
 
 KEYS, SCORES = ["image_id", "class_name"], ["iou", "threshold", "score_contrast", "foreground"]
 COLUMNS = [*KEYS, *SCORES, "dataset", "network", "method", "seed"]
+
+
+def read_rows(path, columns=None) -> pd.DataFrame | None:
+    """Rows that were written as CSV, to the last bit, or None where they are not there or not whole."""
+    try:
+        rows = pd.read_csv(path, dtype={"image_id": str}, float_precision="round_trip")
+        return rows if columns is None else rows[columns]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,8 @@ def batches(dataset: Dataset, clip: Clip, batch_size: int, workers: int, descrip
     or cannot be read."""
     if not len(dataset):
         raise ValueError("the dataset is empty")
-    with tqdm(total=len(dataset), desc=description, unit="image") as bar:
+    title = f"{clip.network} on {getattr(dataset, 'name', 'a dataset')}, {description}"
+    with tqdm(total=len(dataset), desc=title, unit="image") as bar:
         for items in loaded(_Prepared(dataset, clip.preprocess), batch_size, workers):
             for item in items:
                 if isinstance(item, Exception):
@@ -118,7 +128,7 @@ def evaluate(
     workers: int = 0,
     batch_size: int = 32,
     normalize: str = "after",
-    description: str | None = None,
+    description: str = "evaluating",
     observe: Callable | None = None,
 ) -> pd.DataFrame:
     """Score an explainer on every (image, class present) pair of a dataset.
@@ -136,7 +146,7 @@ def evaluate(
     text = prompts(dataset, clip)
     rows: dict = defaultdict(list)
     methods = explainer if isinstance(explainer, dict) else {None: explainer}
-    for batch in batches(dataset, clip, batch_size, workers, description or "evaluating"):
+    for batch in batches(dataset, clip, batch_size, workers, description):
         batch = batch.with_at_least(1)
         if not len(batch):
             continue

@@ -7,6 +7,27 @@ import pandas as pd
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
+def compare(names, ours, theirs, about, tolerance):
+    """The tables `names` in the folder `ours` against those in `theirs`, which messages call `about` -> a line
+    a table. Raises AssertionError that names all that differs, see `differences`."""
+    lines, wrong = [], []
+    for name in dict.fromkeys(names):
+        here, committed = (_read(folder / f"{name}.csv") for folder in (ours, theirs))
+        if committed is None:
+            lines.append(f"{name}: nothing committed to compare with")
+            continue
+        here = pd.DataFrame(columns=committed.columns) if here is None else here
+        wrong += [f"{name}: {what}" for what in differences(here, committed, tolerance)]
+        lines.append(f"{name}: {len(committed)} rows agree with {about} within {tolerance}")
+    if wrong:
+        raise AssertionError("\n".join([f"{len(wrong)} differences from {about}:", *wrong]))
+    return "\n".join(lines)
+
+
+def _read(path):
+    return pd.read_csv(path) if path.exists() else None
+
+
 def differences(ours, theirs, tolerance):
     """What differs between two tables, a line each: numbers (see `Run.check`), also numbers inside words (to
     the last digit printed), other words, rows or columns."""

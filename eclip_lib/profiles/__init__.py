@@ -50,13 +50,22 @@ class Profile(BaseModel):
     seed: int = Field(ge=0)
     masks: dict[str, str]  # name: timm or demo network, or "network=checkpoint"
     pairs: str  # image-caption pairs that a new projection is trained on, see `datasets.image_text`
+    limit_pairs: int | None = Field(None, ge=1)  # only the first so many of them
+    projection: str | None = None  # pairs of one's own for ECLIP, see `Projection.find`; None: notebook 05's
     training: Training
     trainings: int = Field(ge=1)  # seeds of a trained pair
+
+    def root_of(self, name):
+        """The folder of a dataset: `root` is one folder for all, or "name=folder,name=folder"."""
+        parts = [part.partition("=") for part in str(self.root).split(",")]
+        if all(mark and key.strip() in REGISTRY for key, mark, _ in parts):
+            return {key.strip(): folder for key, _, folder in parts}.get(name)
+        return self.root
 
 
 def read_settings(profile, parameters):
     """A profile's file with the parameters that replace its settings -> (the file, settings for a `Run`,
-    among them `name`, `out` and `changed`). Raises ValueError, FileNotFoundError."""
+    among them `name`, `out`, `part` and `changed`). Raises ValueError, FileNotFoundError."""
     path = Path(profile).expanduser()
     if str(profile) in SHIPPED:
         path = Path(__file__).parent / f"{profile}.yaml"
@@ -69,13 +78,15 @@ def read_settings(profile, parameters):
         raise ValueError(
             f"{path}: a profile of your own needs a name of its own; {path.stem} is the repository's"
         )
-    before, known = _read(path), [*Profile.model_fields, "out"]
+    before, known = _read(path), [*Profile.model_fields, "out", "dropped"]
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise ValueError(f"a profile has no parameter {unknown[0]!r}; it has {sorted(known)}")
     given = {k: v for k, v in parameters.items() if v != UNCHANGED and (v is not None or k == "pretrained")}
-    out = given.pop("out", None)
+    out, dropped = given.pop("out", None), _listed(given.pop("dropped", []))
     settings = _anchored(before) | given
+    if isinstance(settings["training"], dict):
+        settings["training"] = before["training"] | settings["training"]
     for name in ("networks", "datasets"):
         settings[name] = _listed(settings[name])
     if str(settings["pretrained"]).lower() in ("none", "null", "random"):
@@ -85,8 +96,25 @@ def read_settings(profile, parameters):
     changed = [name for name in given if settings[name] != before[name]]
     compared = {name: settings[name] for name in changed if name not in INCIDENTAL}
     place = path.stem if not compared else f"{path.stem}-{files.digest(compared)[:6]}"
-    out = Path(out).expanduser() if out else files.REPOSITORY / "runs" / place
-    return path, settings | {"name": path.stem, "out": out, "changed": changed}
+    own = files.REPOSITORY / "runs" / place
+    out = Path(out).expanduser() if out else own
+    part = "" if out.absolute() == own else _part(settings, before)
+    kept = {k: _without(settings[k], dropped) for k in ("networks", "replicates", "datasets", "masks")}
+    about = {"name": path.stem, "out": out, "part": part, "changed": changed, "dropped": dropped}
+    return path, settings | kept | about
+
+
+def _part(settings, before):
+    """A name for a run of some of its profile's networks or datasets; "" for any other run."""
+    both = [(settings[name], before[name]) for name in ("networks", "datasets")]
+    if not all(set(ours) <= set(theirs) for ours, theirs in both):
+        return ""
+    return "+".join(name for ours, theirs in both if set(ours) < set(theirs) for name in ours)
+
+
+def _without(names, dropped):
+    kept = [name for name in names if name not in dropped]
+    return {name: names[name] for name in kept} if isinstance(names, dict) else kept
 
 
 def _read(path):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 from timm.optim import create_optimizer_v2
-from tqdm.auto import tqdm
 
 from .. import plots
 from ..datasets import examples
@@ -21,6 +20,7 @@ from ..method import contrastive_loss
 from ..networks import demo
 from ..networks.attention import load_attention
 from ..networks.clip import Clip, loaded
+from ..progress import tqdm
 from ..projection import Projection
 from ..training import new_pair
 from .itsm_discovery import direction

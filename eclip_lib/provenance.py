@@ -1,0 +1,78 @@
+"""Where numbers come from: commit, versions, device, and `run.json`, the note of a run's folder."""
+
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from . import files
+
+
+def commit():
+    """{commit: of this clone, or "unknown"; tree: whether files that git knows are "as committed" or
+    "changed"}."""
+    if not (files.REPOSITORY / ".git").exists() or not shutil.which("git"):
+        return {"commit": "unknown", "tree": "unknown"}
+    options = {"cwd": files.REPOSITORY, "capture_output": True, "text": True}
+    commands = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    head, changes = (subprocess.run(["git", *words], **options).stdout.strip() for words in commands)
+    return {"commit": head or "unknown", "tree": "changed" if changes else "as committed"}
+
+
+def versions():
+    """{what: version} of all that a number may hang on."""
+    names = {"torch": "torch", "open_clip": "open_clip_torch", "timm": "timm", "eclip_lib": "eclip-lib"}
+    return {"python": platform.python_version()} | {name: version(known) for name, known in names.items()}
+
+
+def device_name(device):
+    """The name of a GPU; of a CPU its kind."""
+    cuda = device.startswith("cuda") and torch.cuda.is_available()
+    return torch.cuda.get_device_name(torch.device(device)) if cuda else f"{device} ({platform.machine()})"
+
+
+class Record:
+    """A JSON file of facts that several processes add to; each `add` is atomic."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def read(self) -> dict:
+        """All facts so far; {} where there are none, or half of them."""
+        found = files.read_json(self.path)
+        return found if isinstance(found, dict) else {}
+
+    def add(self, facts: dict):
+        """Merge facts into those that are there, dictionary by dictionary; where both know one, `facts`
+        does."""
+        with files.alone(self.path.with_name(f".{self.path.name}.lock")):
+            files.write(self.path, files.as_json(_merged(self.read(), facts)))
+
+
+def _merged(old, new):
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return old | {name: _merged(old.get(name), value) for name, value in new.items()}
+
+
+def essence(facts) -> str:
+    """A `run.json` in a line: what was run, on what, and how far."""
+    if not facts:
+        return "no run.json: nobody knows where these numbers come from"
+    own = ", ".join(f"{name} {value}" for name, value in facts["changed"].items())
+    images = (f"{name} ({count} images)" for name, count in facts.get("datasets", {}).items())
+    pairs = (f"{count} pairs of {name}" for name, count in facts.get("pairs", {}).items())
+    left = [name for name, part in facts["notebooks"].items() if part["state"].startswith("failed")]
+    lines = [
+        f"profile {facts['profile']}" + (f" with its own {own}" if own else ""),
+        f"left out, as they were not there: {', '.join(facts['dropped'])}" if facts["dropped"] else "",
+        f"networks {', '.join(facts['settings']['networks'])}",
+        ", ".join([*images, *pairs]),
+        f"on {facts['device']} with torch {facts['versions']['torch']}",
+        f"failed: {', '.join(left)}" if left else "",
+        "promoted in part" if facts.get("partial") else "",
+    ]
+    return "; ".join(line for line in lines if line)

@@ -1,0 +1,160 @@
+"""What a run writes, tables, figures, pairs and `run.json`, and how it is checked against what is committed."""
+
+import io
+import time
+from datetime import datetime
+from pathlib import Path
+
+from PIL import Image
+from pydantic import PrivateAttr
+
+from . import files, provenance
+from .evaluation.regression import compare
+from .profiles import INCIDENTAL, Profile
+from .projection import Projection
+
+TOLERANCE = 0.05  # of a regression cell, in the table's own unit: percent, mostly; see docs/architecture.md
+
+
+class Results(Profile):
+    """A profile with a folder. `changed` names the settings that differ from the profile's file; `dropped` the
+    networks, masks and datasets that were not there and are left out.
+
+    `out` is the folder that is written. A run of some of the profile's networks or datasets in another run's
+    folder is a `part` of that run: features, pairs and rows are shared, its tables and figures lie below
+    `out`/parts, and the whole run measures only what is missing."""
+
+    name: str
+    out: Path
+    part: str = ""
+    changed: list[str] = []
+    dropped: list[str] = []
+    saved: list[str] = []  # tables of this notebook, in order
+    _seen: dict = PrivateAttr(default_factory=dict)  # what was loaded, for `run.json`
+    _notebook: str = ""
+    _begin: float = 0
+
+    @property
+    def place(self) -> Path:
+        """The folder of this run's own tables, figures, report and `run.json`."""
+        return self.out / "parts" / self.part if self.part else self.out
+
+    def path(self, kind, name):
+        """`place`/tables/name.csv, `place`/figures/name.png or `out`/pairs/name.safetensors."""
+        suffix = {"tables": "csv", "figures": "png", "pairs": "safetensors"}[kind]
+        return (self.out if kind == "pairs" else self.place) / kind / f"{name}.{suffix}"
+
+    def committed(self, kind, name):
+        """The same file as committed."""
+        return files.REPOSITORY / "results" / self.name / kind / self.path(kind, name).name
+
+    def folders(self, kind):
+        """Where a table or figure may lie: this run's folder, then the committed results of the profile."""
+        return [self.place / kind, *([] if self.compared_by else [self.committed(kind, "any").parent])]
+
+    # ------------------------------------------------------------------ what it writes
+
+    def save_table(self, table, name):
+        """Write a table of this run (index included where it is named) as CSV and return it; an empty one
+        leaves no file."""
+        self.saved.append(name)
+        if table.empty:
+            self.path("tables", name).unlink(missing_ok=True)
+        else:
+            index = table.index.names != [None]
+            files.write(self.path("tables", name), files.as_csv(table, index=index, float_format="%.4f"))
+        return table
+
+    def save_figure(self, figure, name):
+        """Write a matplotlib figure of this run as PNG; of rendered scenes in 256 colours, which take a
+        quarter of the space."""
+        picture, small = io.BytesIO(), io.BytesIO()
+        figure.savefig(picture, dpi=100, bbox_inches="tight")
+        image = Image.open(picture).convert("RGB")
+        if all(name.startswith("scenes") for name in self.datasets):
+            image = image.quantize(256, dither=Image.Dither.NONE)
+        image.save(small, "PNG", optimize=True)
+        files.write(self.path("figures", name), small.getvalue())
+
+    def save_timings(self, table):
+        """Timings are no results: they lie beside the tables, and nothing compares them."""
+        files.write(self.place / "timings.csv", files.as_csv(table, index=False))
+
+    def save_pair(self, pair, network):
+        """Keep the pair trained for a network (`out`/pairs) for the notebooks that follow."""
+        pair.save(self.path("pairs", f"{network}-ECLIP"))
+
+    def load_pair(self, clip):
+        """ECLIP's pair for a network: the run's own `projection`, else the one that notebook 05 trained in
+        this run, else the committed one. Raises FileNotFoundError that names every network of the run without
+        one, ValueError."""
+        if self.projection:
+            return Projection.find(self.projection, clip)
+        found = {network: self._pair_of(network) for network in [clip.network, *self.networks]}
+        if found[clip.network] is None:
+            lacking = ", ".join(network for network, path in found.items() if path is None)
+            raise FileNotFoundError(
+                f"no trained pair for {lacking}: run notebook 05 first (it writes {self.out / 'pairs'})"
+            )
+        return Projection.load(found[clip.network], clip)
+
+    def _pair_of(self, network):
+        """Where a network's trained pair lies, or None."""
+        own, committed = (where("pairs", f"{network}-ECLIP") for where in (self.path, self.committed))
+        same = set(self.compared_by) <= {"networks", "datasets", "limit"}
+        return own if own.exists() else committed if same and committed.exists() else None
+
+    # ------------------------------------------------------------------ where its numbers come from
+
+    @property
+    def record(self) -> provenance.Record:
+        """`run.json`, which all processes of this run add to."""
+        return provenance.Record(self.place / "run.json")
+
+    def saw(self, kind, name, fact):
+        """Keep fact() for `run.json`, once."""
+        found = self._seen.setdefault(kind, {})
+        if name not in found:
+            found[name] = fact()
+
+    def begin(self, notebook):
+        """From here on the run is a notebook's, which ends with `check`."""
+        self._notebook, self._begin = notebook, time.time()
+        self.note(notebook, state="begun", when=datetime.now().isoformat(timespec="seconds"))
+
+    def note(self, notebook, **facts):
+        """Add to `run.json` what this run is and has loaded so far, and facts about one of its notebooks."""
+        own = {name: getattr(self, name) for name in self.changed if name not in INCIDENTAL}
+        about = {"changed": own, "dropped": self.dropped, **provenance.commit()}
+        about["device"] = provenance.device_name(self.device)
+        place = {"name", "out", "part", "root", "saved", "changed", "dropped"}
+        settings = self.model_dump(mode="json", exclude=place)
+        whole = {"profile": self.name, **about, "versions": provenance.versions(), "settings": settings}
+        self.record.add(whole | self._seen | {"notebooks": {notebook: about | facts}})
+
+    def essence(self) -> str:
+        """`run.json` in a line."""
+        return provenance.essence(self.record.read())
+
+    # ------------------------------------------------------------------ what it checks
+
+    @property
+    def compared_by(self):
+        """The settings that make this run another experiment than the committed one."""
+        return [name for name in self.changed if name not in INCIDENTAL] + ["dropped"] * bool(self.dropped)
+
+    def check(self, tolerance=TOLERANCE):
+        """The regression cell: compare every table that this notebook saved with the committed one, every
+        number and word of it; the notebook is complete then.
+
+        Returns a line a table. Raises AssertionError that names all tables and numbers that are off by more
+        than `tolerance`, or by a hundredth of the largest number of their column where that is less."""
+        if self.compared_by:
+            own = ", ".join(self.compared_by)
+            said = f"not compared with results/{self.name}: this run has its own {own}"
+        else:
+            ours, theirs = (where("tables", "any").parent for where in (self.path, self.committed))
+            said = compare(self.saved, ours, theirs, f"results/{self.name}", tolerance)
+        if self._notebook:
+            self.note(self._notebook, state="complete", seconds=round(time.time() - self._begin, 1))
+        return said
