@@ -8,33 +8,13 @@ from typing import Annotated
 
 import typer
 
+from .commands.options import Out, ProfileOption, Projected, size_of, with_settings
+
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0], pretty_exceptions_enable=False
 )
 # test: equal to the registry, which would take seconds to import here
 METHODS = "clip, rclip, eclip, grad_cam, bi_model, clip_surgery, mask_clip, sclip, gem, legrad or rollout"
-ProfileOption = Annotated[str, typer.Option(help="demo, paper, or the path of a YAML file of that form")]
-Text = Annotated[str | None, typer.Option(help="comma-separated; replaces the profile's")]
-Root = Annotated[str | None, typer.Option(help="folder of the datasets, or name=folder,name=folder")]
-Weights = Annotated[str, typer.Option(help="an open_clip tag, a checkpoint, or 'random'")]
-Whole = Annotated[int | None, typer.Option(help="replaces the profile's")]
-Limit = Annotated[int | None, typer.Option(help="only so many images a dataset")]
-Projected = Annotated[
-    str | None, typer.Option(help="a trained pair for eclip: a file, a folder of pairs, or a name on the hub")
-]
-
-
-def _size(text):
-    sides = (text or "").lower().split("x")
-    if text and not (len(sides) <= 2 and all(side.isdecimal() for side in sides)):
-        raise ValueError(f"--size is a side, or height x width, like 336 or 336x448, not {text!r}")
-    return (int(sides[0]), int(sides[-1])) if text else None
-
-
-def _given(pretrained, **parameters):
-    """The parameters of a profile that were typed."""
-    given = {name: value for name, value in parameters.items() if value is not None}
-    return given if pretrained == "profile" else given | {"pretrained": pretrained}
 
 
 @app.command()
@@ -62,50 +42,38 @@ def explain(
     note = command.limits(network)
     if note:
         warnings.warn(note, stacklevel=2)
-    print(*command.run(photo, texts, out, json, npz, **options, device=device, size=_size(size)), sep="\n")
+    print(*command.run(photo, texts, out, json, npz, **options, device=device, size=size_of(size)), sep="\n")
 
 
 @app.command()
+@with_settings
 def reproduce(
     profile: ProfileOption = "demo",
-    networks: Text = None,
-    datasets: Text = None,
-    root: Root = None,
-    pretrained: Weights = "profile",
-    limit: Limit = None,
-    device: Text = None,
-    seed: Whole = None,
-    workers: Whole = None,
-    batch_size: Whole = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16")] = None,
-    out: Annotated[str | None, typer.Option(help="folder to write; default runs/<profile>")] = None,
+    out: Out = None,
     figure: Annotated[
         str | None, typer.Option(help="only the notebooks that make this figure, e.g. 10")
     ] = None,
     table: Annotated[str | None, typer.Option(help="only the notebooks that make this table, e.g. 1")] = None,
-    pairs: Annotated[
-        str | None, typer.Option(help="image-caption pairs to train on, e.g. web:'gcc3m/*.tar'")
-    ] = None,
     force: Annotated[bool, typer.Option(help="run even what is done already")] = False,
+    go_on: Annotated[
+        bool, typer.Option(help="leave out networks, masks and datasets that are missing")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option(help="only print what would run, what is missing and what it will cost")
     ] = False,
+    *,
+    settings: dict,
 ):
     """Execute the notebooks, in order; what is done already with the same parameters is skipped."""
     from .commands import notebooks, resources
     from .experiment import load_profile
 
-    parameters = _given(
-        pretrained, networks=networks, datasets=datasets, root=root, pairs=pairs, limit=limit, device=device
-    )
-    parameters |= _given(
-        "profile", seed=seed, workers=workers, batch_size=batch_size, precision=precision, out=out
-    )
+    settings |= {"out": out} if out else {}
     if dry_run:
-        print(resources.as_text(load_profile(profile, **{"device": "cpu", **parameters})))
+        print(resources.as_text(load_profile(profile, **{"device": "cpu", **settings})))
         return
     wanted = [f"{kind}_{number}" for kind, number in (("figure", figure), ("table", table)) if number]
-    outcome, made = notebooks.make(profile, wanted, force, **parameters)
+    outcome, made = notebooks.make(profile, wanted, force, go_on, **settings)
     print(*made, sep="\n")
     failed = [name for name, what in outcome.items() if what.startswith("failed")]
     if failed:
@@ -121,14 +89,14 @@ app.add_typer(data_app, name="data")
 
 
 @data_app.command()
-def status(profile: ProfileOption = "paper", root: Root = None, networks: Text = None, datasets: Text = None):
+@with_settings
+def status(profile: ProfileOption = "paper", *, settings: dict):
     """Each dataset and each weight of a profile: present, partial or missing, where it was looked for, and
     the command that gets it."""
     from .commands import resources
     from .experiment import load_profile
 
-    run = load_profile(profile, device="cpu", root=root, networks=networks, datasets=datasets)
-    print(resources.status(run).to_string(index=False))
+    print(resources.status(load_profile(profile, **settings | {"device": "cpu"})).to_string(index=False))
 
 
 @data_app.command()
@@ -147,24 +115,23 @@ def fetch(
 
 
 @app.command()
-def promote(profile: ProfileOption = "demo"):
-    """Copy a run's tables and figures to the committed results/ (what `make results` does)."""
-    from .commands import notebooks
+def promote(
+    profile: ProfileOption = "demo",
+    out: Out = None,
+    into: Annotated[str | None, typer.Option(help="folder to copy to; default results/<profile>")] = None,
+    partial: Annotated[bool, typer.Option(help="also a run that is not whole; its run.json says so")] = False,
+):
+    """Copy a whole run's tables, figures and run.json to the committed results/ (what `make results` does)."""
+    from .commands.promote import promote
 
-    print(*notebooks.promote(profile), sep="\n")
+    print(*promote(profile, out, into, partial), sep="\n")
 
 
 @app.command()
+@with_settings
 def evaluate(
     method: Annotated[str, typer.Argument(help=METHODS)] = "clip",
     profile: ProfileOption = "demo",
-    networks: Text = None,
-    datasets: Text = None,
-    root: Root = None,
-    pretrained: Weights = "profile",
-    projection: Projected = None,
-    limit: Limit = None,
-    device: Text = None,
     out: Annotated[
         Path | None, typer.Option(help="write one CSV of rows per network and dataset into this folder")
     ] = None,
@@ -174,15 +141,14 @@ def evaluate(
             help="on so many Ray workers; parts are kept under --out, so that a stopped run goes on"
         ),
     ] = 0,
+    *,
+    settings: dict,
 ):
     """Score a method on every network and dataset of a profile and print a summary line for each; ECLIP by
-    notebook 05's pairs."""
+    notebook 05's pairs, or by --projection."""
     from .commands import scores
 
-    parameters = _given(
-        pretrained, networks=networks, datasets=datasets, root=root, limit=limit, device=device
-    )
-    for line in scores.measure(method, profile, projection, out, ray, **parameters):
+    for line in scores.measure(method, profile, out, ray, **settings):
         print(line)
 
 

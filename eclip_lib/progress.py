@@ -3,11 +3,18 @@ another process than the notebook's."""
 
 import io
 import os
+import sys
+import tempfile
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import auto, std
 
 TOLD = "ECLIP_PROGRESS"  # names the file whose content is the line of the bar that moved last
+
+
+PAUSE = (0.5, 30)  # seconds between two looks for a terminal, and for a log
 
 
 class _Line(io.StringIO):
@@ -25,3 +32,33 @@ def tqdm(*arguments, **options):
     if options.get("disable") is None:  # where there is no terminal
         options.pop("disable", None)
     return std.tqdm(*arguments, **options, file=_Line(), ncols=100)
+
+
+@contextmanager
+def shown():
+    """The bars of processes that are started in this block, as one line below the bar that is there; in a log
+    a line now and then."""
+    terminal, done = sys.stderr.isatty(), threading.Event()
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder, "bar")
+
+        def follow():
+            last = ""
+            with std.tqdm(bar_format="{desc}", position=1, leave=False, disable=not terminal) as bar:
+                while not done.wait(PAUSE[not terminal]):
+                    line = told.read_text() if told.exists() else ""
+                    if line and line != last:
+                        last = line
+                        bar.set_description_str(line) if terminal else print(
+                            line, file=sys.stderr, flush=True
+                        )
+
+        os.environ[TOLD] = str(told)
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            del os.environ[TOLD]
+            done.set()
+            thread.join()

@@ -34,6 +34,9 @@ def device_name(device):
     return torch.cuda.get_device_name(torch.device(device)) if cuda else f"{device} ({platform.machine()})"
 
 
+GATHERED = ("weights", "datasets", "pairs", "notebooks")  # by name, from several processes
+
+
 class Record:
     """A JSON file of facts that several processes add to; each `add` is atomic."""
 
@@ -46,28 +49,22 @@ class Record:
         return found if isinstance(found, dict) else {}
 
     def add(self, facts: dict):
-        """Merge facts into those that are there, dictionary by dictionary; where both know one, `facts`
-        does."""
+        """Facts take the place of those of the same name; of what is `GATHERED` each keeps its own."""
         with files.alone(self.path.with_name(f".{self.path.name}.lock")):
-            files.write(self.path, files.as_json(_merged(self.read(), facts)))
-
-
-def _merged(old, new):
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return new
-    return old | {name: _merged(old.get(name), value) for name, value in new.items()}
+            known = self.read()
+            gathered = {kind: known.get(kind, {}) | facts[kind] for kind in GATHERED if kind in facts}
+            files.write(self.path, files.as_json(known | facts | gathered))
 
 
 def essence(facts) -> str:
     """A `run.json` in a line: what was run, on what, and how far."""
     if not facts:
         return "no run.json: nobody knows where these numbers come from"
-    own = ", ".join(f"{name} {value}" for name, value in facts["changed"].items())
     images = (f"{name} ({count} images)" for name, count in facts.get("datasets", {}).items())
     pairs = (f"{count} pairs of {name}" for name, count in facts.get("pairs", {}).items())
     left = [name for name, part in facts["notebooks"].items() if part["state"].startswith("failed")]
     lines = [
-        f"profile {facts['profile']}" + (f" with its own {own}" if own else ""),
+        f"profile {facts['profile']}" + (f" with {', '.join(facts['changed'])}" if facts["changed"] else ""),
         f"left out, as they were not there: {', '.join(facts['dropped'])}" if facts["dropped"] else "",
         f"networks {', '.join(facts['settings']['networks'])}",
         ", ".join([*images, *pairs]),

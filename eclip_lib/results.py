@@ -50,7 +50,8 @@ class Results(Profile):
 
     def folders(self, kind):
         """Where a table or figure may lie: this run's folder, then the committed results of the profile."""
-        return [self.place / kind, *([] if self.compared_by else [self.committed(kind, "any").parent])]
+        own, committed = (where(kind, "any").parent for where in (self.path, self.committed))
+        return [own] if self.compared_by else [own, committed]
 
     # ------------------------------------------------------------------ what it writes
 
@@ -120,13 +121,16 @@ class Results(Profile):
     def begin(self, notebook):
         """From here on the run is a notebook's, which ends with `check`."""
         self._notebook, self._begin = notebook, time.time()
-        self.note(notebook, state="begun", when=datetime.now().isoformat(timespec="seconds"))
+        self.note(notebook, self._begin, "begun")
 
-    def note(self, notebook, **facts):
-        """Add to `run.json` what this run is and has loaded so far, and facts about one of its notebooks."""
-        own = {name: getattr(self, name) for name in self.changed if name not in INCIDENTAL}
+    def note(self, notebook, begin, state, **facts):
+        """Add to `run.json` what this run is and has loaded so far, and how far one of its notebooks is, which
+        began at `begin` (time.time)."""
+        own = [f"{name} {getattr(self, name)}" for name in self.changed if name not in INCIDENTAL]
         about = {"changed": own, "dropped": self.dropped, **provenance.commit()}
         about["device"] = provenance.device_name(self.device)
+        facts |= {"state": state, "when": datetime.fromtimestamp(begin).isoformat(timespec="seconds")}
+        facts["seconds"] = round(time.time() - begin, 1)
         place = {"name", "out", "part", "root", "saved", "changed", "dropped"}
         settings = self.model_dump(mode="json", exclude=place)
         whole = {"profile": self.name, **about, "versions": provenance.versions(), "settings": settings}
@@ -156,5 +160,5 @@ class Results(Profile):
             ours, theirs = (where("tables", "any").parent for where in (self.path, self.committed))
             said = compare(self.saved, ours, theirs, f"results/{self.name}", tolerance)
         if self._notebook:
-            self.note(self._notebook, state="complete", seconds=round(time.time() - self._begin, 1))
+            self.note(self._notebook, self._begin, "complete")
         return said

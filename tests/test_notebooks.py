@@ -1,6 +1,7 @@
 """The runner: order, skipping, failures, and what it leaves behind, on tiny notebooks made for it."""
 
 import json
+import re
 
 import nbformat
 import pytest
@@ -8,6 +9,8 @@ from typer.testing import CliRunner
 
 from eclip_lib import cli, files
 from eclip_lib.commands import notebooks
+from eclip_lib.commands.promote import promote
+from eclip_lib.experiment import load_profile
 
 
 def write(folder, name, *sources):
@@ -52,7 +55,7 @@ def test_what_is_done_is_skipped_until_something_changes(house):
     assert notebooks.reproduce(out=out, only=only, limit=3) == {"00_first": "done"}
     assert notebooks.reproduce(out=out, only=only, limit=3) == {"00_first": "skipped"}
     assert notebooks.reproduce(out=out, only=only, limit=3, force=True) == {"00_first": "done"}
-    (house / "run" / "notebooks" / "00_first.json").write_text("")  # half a note is none
+    (house / "run" / "run.json").write_text("")  # half a note is none
     assert notebooks.reproduce(out=out, only=only, limit=3) == {"00_first": "done"}
 
 
@@ -95,16 +98,108 @@ def test_a_committed_notebook_keeps_no_trace_of_the_machine(house):
     assert book["cells"][0]["metadata"] == {"tags": ["parameters"]}
 
 
-def test_promotion_copies_tables_figures_pairs_and_the_report(house, monkeypatch):
+def test_what_others_made_is_read_by_content(house):
+    out, last = house / "run", house / "notebooks" / "02_last.ipynb"
+    write(house / "notebooks", last.name, "# run.folders('tables'), run.load_pair(clip)", 'own = "claims"')
+    for name, content, fate in [
+        ("tables/table_9.csv", "a", "done"),
+        ("tables/table_9.csv", "a", "skipped"),
+        ("tables/table_9.csv", "b", "done"),
+        ("pairs/x-ECLIP.safetensors", "a", "done"),
+        ("tables/claims.csv", "its own", "skipped"),
+    ]:
+        files.write(out / name, content)
+        assert notebooks.reproduce(out=str(out), only=[last]) == {"02_last": fate}, (name, content)
+
+
+def test_what_the_notebooks_read_and_train_is_found_in_their_code():
+    books = notebooks.notebooks()
+    assert {p.stem: notebooks.reads(p) for p in books if notebooks.reads(p)} == {
+        "00_quickstart": ["pairs"],
+        "06_benchmarks": ["pairs"],
+        "07_claims": ["tables", "figures"],
+    }
+    assert [p.stem[:2] for p in books if notebooks.trains(p)] == ["02", "03", "05"]
+
+
+def test_every_setting_arrives_in_a_notebook_also_those_that_it_does_not_name(house):
+    shown = "import eclip_lib\nrun = eclip_lib.open_run(globals())\n"
+    shown += "print(run.limit_pairs, run.training.epochs, run.training.lr, run.dropped)"
+    write(house / "notebooks", "02_last.ipynb", shown)
+    options = ["--limit-pairs", "7", "--set", "training.epochs=3", "--set", "trainings=1"]
+    CliRunner().invoke(cli.app, ["reproduce", "--out", str(house / "run"), *options])
+    assert "7 3 0.003 []" in (house / "run" / "notebooks" / "02_last.ipynb").read_text()
+    facts = json.loads((house / "run" / "run.json").read_text())
+    assert facts["notebooks"]["02_last"]["state"] == "complete" and facts["settings"]["limit_pairs"] == 7
+    assert facts["changed"][0] == "limit_pairs 7" and facts["notebooks"]["01_broken"]["state"][:6] == "failed"
+
+
+def test_bars_inside_a_notebook_are_told_to_the_terminal_and_not_saved(house, monkeypatch, capfd):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr("eclip_lib.progress.PAUSE", (0.1, 0.1))
+    work = "import time\nfrom eclip_lib.progress import tqdm\n"
+    work += "for _ in tqdm(range(8), desc='RN50 on voc2012', unit='image', disable=None): time.sleep(0.2)"
+    write(house / "notebooks", "02_last.ipynb", work)
+    only = [house / "notebooks" / "02_last.ipynb"]
+    assert notebooks.reproduce(out=str(house / "run"), only=only) == {"02_last": "done"}
+    assert re.search(r"RN50 on voc2012: +\d+%.*[1-7]/8 \[.*image/s\]", capfd.readouterr().err)
+    assert "voc2012:" not in (house / "run" / "notebooks" / "02_last.ipynb").read_text()
+
+
+# ------------------------------------------------------------------------------------------- promotion
+
+
+@pytest.fixture
+def finished(house, monkeypatch):
+    """A run whose `run.json` is that of a whole one, and what `promote` says of it."""
     for module in (files, notebooks):
         monkeypatch.setattr(module, "REPOSITORY", house)
     with pytest.raises(FileNotFoundError, match="nothing to promote"):
-        notebooks.promote("demo")
-    copied = ["tables/a.csv", "pairs/n-ECLIP.safetensors", "report.md"]
-    for name in copied:
-        (house / "runs" / "demo" / name).parent.mkdir(parents=True, exist_ok=True)
-        (house / "runs" / "demo" / name).touch()
-    assert notebooks.promote("demo") == [house / "results" / "demo" / name for name in copied]
+        promote("demo")
+    for name in ("tables/a.csv", "pairs/n-ECLIP.safetensors", "report.md"):
+        files.write(house / "runs" / "demo" / name, "")
+    run = load_profile("demo", device="cpu")
+    for path in notebooks.notebooks():
+        run.note(path.stem, 0, "complete")
+    return run
+
+
+def test_promotion_copies_tables_pairs_the_report_and_where_they_come_from(finished, house):
+    copied = ["pairs/n-ECLIP.safetensors", "report.md", "tables/a.csv", "run.json"]
+    assert promote("demo") == [house / "results" / "demo" / name for name in copied]
+    facts = json.loads((house / "results" / "demo" / "run.json").read_text())
+    assert facts["profile"] == "demo" and "partial" not in facts and str(house) not in str(facts)
+    assert set(facts["versions"]) == {"python", "torch", "open_clip", "timm", "eclip_lib"}
+
+
+@pytest.mark.parametrize(
+    "given, state, said",
+    [
+        ({}, "failed: no memory", "02_last failed: no memory"),
+        ({}, "begun", "02_last begun"),
+        ({"limit": 8}, "complete", "with limit 8"),
+        ({"networks": "scenes-RN"}, "complete", "with networks"),
+        ({"dropped": ["scenes-cluttered"]}, "complete", "without scenes-cluttered"),
+    ],
+)
+def test_a_run_that_is_not_whole_is_promoted_in_part_only(finished, house, given, state, said):
+    run = load_profile("demo", out=finished.out, **given)
+    run.part = ""
+    run.note("02_last", 0, state)
+    with pytest.raises(ValueError, match=said):
+        promote("demo")
+    promote("demo", into=house / "scratch", partial=True)
+    assert said in json.loads((house / "scratch" / "run.json").read_text())["partial"][0]
+
+
+def test_fewer_images_than_a_dataset_has_and_no_note_at_all_are_no_whole_run(finished):
+    finished.saw("datasets", "voc2012", lambda: 8)
+    finished.note("02_last", 0, "complete")
+    with pytest.raises(ValueError, match="8 of 1449 images of voc2012"):
+        promote("demo")
+    (finished.out / "run.json").unlink()
+    with pytest.raises(ValueError, match="no run.json"):
+        promote("demo")
 
 
 def test_a_users_mistake_is_one_sentence(monkeypatch, capsys):

@@ -1,10 +1,9 @@
-"""`eclip reproduce` and `promote`: run the notebooks headlessly, in order, and copy what a run made to the
-committed `results/`."""
+"""`eclip reproduce`: run the notebooks headlessly, in order; and what each makes and reads."""
 
 import ast
+import logging
 import os
 import re
-import shutil
 import time
 from pathlib import Path
 
@@ -12,21 +11,20 @@ import nbformat
 import papermill
 from tqdm.auto import tqdm
 
-from .. import files
-from ..datasets.image_text import load_pairs
+from .. import files, progress
 from ..experiment import load_profile
 from ..files import REPOSITORY
 from ..networks import checkpoints
+from ..profiles import INCIDENTAL, Profile
+from . import preflight
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 LIBRARY = Path(__file__).parents[1]
 # a local kernel's warning about its socket is no news
 KERNEL = {"kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"]}
-READS = {
-    "00_quickstart": ["pairs"],
-    "06_benchmarks": ["pairs"],
-    "07_claims": ["tables", "figures"],
-}  # of what other notebooks made
+# what other notebooks made, by the method of a run that reads it
+READS = {"load_pair": ["pairs"], "folders": ["tables", "figures"]}
+logging.getLogger("papermill").setLevel(logging.ERROR)  # a parameter may be missing among a notebook's own
 
 
 def notebooks():
@@ -67,24 +65,52 @@ def notebooks_that_make(name):
     return exact or [path for path in notebooks() if any(parts.fullmatch(other) for other in names_in(path))]
 
 
+def with_studies(path):
+    """The code of a notebook and of the studies that it imports."""
+    text, found = _source(path), {}
+    todo = re.findall(r"\w+", " ".join(re.findall(r"^from eclip_lib\.studies import (.+)$", text, re.M)))
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found[name] = (LIBRARY / "studies" / f"{name}.py").read_text()
+            todo += re.findall(r"^from \.(\w+) import", found[name], re.M)
+    return "\n".join([text, *found.values()])
+
+
+def reads(path):
+    """What a notebook reads of what others made: "pairs", "tables", "figures"."""
+    text = with_studies(path)
+    return [kind for method, kinds in READS.items() if f"run.{method}(" in text for kind in kinds]
+
+
+def trains(path):
+    """Whether a notebook needs image-caption pairs."""
+    return any(f"run.{method}(" in with_studies(path) for method in ("features", "load_pairs"))
+
+
 # ---------------------------------------------------------------------- running
 
 
-def inputs(run, path):
-    """All that decides a notebook's outcome, by content: its code, the settings, the library that it can
-    reach with its data files, the demo's models, and the weights, datasets, pairs and earlier results it
-    reads."""
+def inputs(run):
+    """All that decides every notebook of a run, by content: the settings, the library that notebooks can
+    reach with its data files, the demo's models, weights, datasets and pairs."""
     library = [p for p in sorted(LIBRARY.rglob("*")) if p.suffix in (".yaml", ".tsv")]
-    demo = sorted(
-        p for p in (REPOSITORY / "data" / "demo").glob("*") if p.suffix in (".safetensors", ".gz", ".json")
-    )
-    results = [p for kind in READS.get(path.stem, ()) for f in run.folders(kind) for p in sorted(f.glob("*"))]
-    contents = [*library, *demo, *_weights(run), *(p for p in results if p.stem != "claims")]
+    demo = sorted((REPOSITORY / "data" / "demo").glob("*"))
+    contents = [*library, *(p for p in demo if p.suffix in (".safetensors", ".gz", ".json")), *_weights(run)]
     digests = [[p.name, files.digest(p)] for p in contents if p.is_file()]
     code = files.code_digest(*(p.name for p in sorted(LIBRARY.iterdir()) if _reachable(p)))
-    settings = run.model_dump(mode="json", exclude={"out", "device", "workers", "saved"})
+    settings = run.model_dump(mode="json", exclude={"out", "changed", "saved", *INCIDENTAL})
     data = [_state(run, name) for name in run.datasets]
-    return files.digest([_source(path), settings, code, digests, data, _pairs_state(run)])
+    return files.digest([settings, code, digests, data, _pairs_state(run)])
+
+
+def results_read(run, path):
+    """[name, digest] of what a notebook reads of what others made."""
+    found, own = {}, _source(path)
+    for kind in reads(path):
+        for folder in reversed(run.folders(kind)):
+            found |= {(kind, file.name): file for file in folder.glob("[!.]*") if f'"{file.stem}"' not in own}
+    return [[*name, files.digest(file)] for name, file in sorted(found.items())]
 
 
 def _reachable(path):
@@ -94,8 +120,9 @@ def _reachable(path):
 
 def _weights(run):
     """The files of weights that a run names, or that are registered for its networks and masks."""
-    words = [run.pretrained, *(where.partition("=")[2] for where in run.masks.values())]
+    words = [run.pretrained, run.projection, *(where.partition("=")[2] for where in run.masks.values())]
     named = [Path(word).expanduser() for word in words if word and checkpoints.is_path(word)]
+    named += [file for folder in named for file in sorted(folder.glob("*.safetensors"))]
     tag = "openai" if run.pretrained == "default" else run.pretrained
     known = [checkpoints.registered(network, tag) for network in run.networks]
     known += [checkpoints.registered(where.partition("=")[0], "dino") for where in run.masks.values()]
@@ -112,32 +139,48 @@ def _state(run, name):
 
 def _pairs_state(run):
     try:
-        source = load_pairs(run.pairs)
+        source = run.load_pairs()
         return [source.about, [source.stamp(part) for part in source.parts]]
     except (OSError, ValueError) as error:
         return str(error)
 
 
-def reproduce(profile="demo", only=None, force=False, **parameters):
-    """Execute the notebooks (all, or those in `only`) into `out`/notebooks, one line of progress each.
+def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters):
+    """Execute the notebooks (all, or those in `only`) into the run's folder, with the progress of the work in
+    them, after a look whether all that they need is there (`preflight.left_out`).
 
-    A failed notebook does not stop the others; one that is done already, with the same `inputs`, is skipped
-    unless `force`. Returns {notebook name: "done", "skipped" or the error}."""
+    A failed notebook does not stop the others; one that is done already, from the same contents, is skipped
+    unless `force`. Returns {notebook name: "done", "skipped", "left out: …" or the error}."""
     run = load_profile(profile, **parameters)
-    given = {"profile": str(profile), **parameters, "out": str(run.out)}
+    dropped = preflight.left_out(run, go_on, tqdm.write)
+    run = load_profile(profile, **parameters, dropped=dropped)
+    given = {"profile": str(profile), **parameters, "out": str(run.out)} | (
+        {"dropped": dropped} if dropped else {}
+    )
     outcome, paths = {}, only or notebooks()
-    busy = f"another `eclip reproduce` is at work in {run.out}; wait for it, or name another --out"
-    with files.alone(run.out / ".lock", busy):
+    busy = f"another `eclip reproduce` is at work in {run.place}; wait for it, or name another --out"
+    with files.alone(run.place / ".lock", busy), progress.shown():
+        common = inputs(run)
         for number, path in enumerate(paths, 1):
-            target = run.out / "notebooks" / path.name
-            key, mark = inputs(run, path), files.read_json(target.with_suffix(".json"))
-            done = isinstance(mark, dict) and mark.get("inputs") == key and target.exists()
-            outcome[path.stem] = "skipped" if done and not force else _execute(path, target, key, given)
+            outcome[path.stem] = _outcome(run, path, common, given, force)
             tqdm.write(f"[{number}/{len(paths)}] {path.stem}: {outcome[path.stem]}")
     return outcome
 
 
-def make(profile, wanted, force=False, **parameters):
+def _outcome(run, path, common, given, force):
+    if "pairs" in run.dropped and trains(path):
+        run.note(path.stem, time.time(), "left out: no pairs")
+        return "left out: it trains on image-caption pairs, which are not there"
+    target, mark = (
+        run.place / "notebooks" / path.name,
+        run.record.read().get("notebooks", {}).get(path.stem, {}),
+    )
+    key = files.digest([common, _source(path), results_read(run, path)])
+    done = (mark.get("state"), mark.get("inputs")) == ("complete", key) and target.exists()
+    return "skipped" if done and not force else _execute(run, path, target, key, given)
+
+
+def make(profile, wanted, force=False, go_on=False, **parameters):
     """The notebooks that make the figures and tables `wanted` (all where there are none) -> (`reproduce`'s
     outcome, lines that say where tables and figures are). Raises ValueError where no notebook makes one."""
     run, only = load_profile(profile, **parameters), []
@@ -146,39 +189,37 @@ def make(profile, wanted, force=False, **parameters):
         if not found:
             raise ValueError(f"no notebook makes {name}")
         only += [path for path in found if path not in only]
-    outcome = reproduce(profile, sorted(only), force or bool(wanted), **parameters)
+    outcome = reproduce(profile, sorted(only), force or bool(wanted), go_on, **parameters)
     lines = []
     for kind in ("tables", "figures"):
-        for path in sorted((run.out / kind).glob("[!.]*")):
+        for path in sorted((run.place / kind).glob("[!.]*")):
             if not wanted or any(path.stem == name or path.stem.startswith(f"{name}_") for name in wanted):
                 lines.append(f"{kind[:-1]:7} {path}")
     return outcome, lines
 
 
 def run_notebook(path, target, parameters, bar=False):
-    """Execute a notebook with those of the parameters that it has, in this folder -> the executed notebook,
-    also written to `target` unless that is None."""
-    known = papermill.inspect_notebook(str(path))
+    """Execute a notebook with those of the parameters that it or a profile has, in this folder -> the executed
+    notebook, also written to `target` unless that is None."""
+    known = {*papermill.inspect_notebook(str(path)), *Profile.model_fields, "dropped"}
     given = {name: value for name, value in parameters.items() if name in known}
     options = {"cwd": os.getcwd(), "progress_bar": bar, **KERNEL}
     return papermill.execute_notebook(str(path), target and str(target), parameters=given, **options)
 
 
-def _execute(path, target, key, parameters):
-    target.with_suffix(".json").unlink(missing_ok=True)
+def _execute(run, path, target, key, parameters):
     target.parent.mkdir(parents=True, exist_ok=True)
     begin, partial = time.time(), target.with_suffix(".partial.ipynb")
     try:
         run_notebook(path, partial, parameters, {"desc": path.stem})
     except Exception as error:
-        os.replace(
-            partial, target
-        ) if partial.exists() else None  # the half-executed notebook shows where it failed
+        if partial.exists():
+            os.replace(partial, target)  # it shows where it failed
         last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        run.note(path.stem, begin, f"failed: {last}")
         return f"failed: {last} (see {target})"
     os.replace(partial, target)
-    mark = {"inputs": key, "seconds": round(time.time() - begin, 1), "parameters": parameters}
-    files.write(target.with_suffix(".json"), files.as_json(mark))
+    run.note(path.stem, begin, "complete", inputs=key)
     return "done"
 
 
@@ -205,21 +246,3 @@ def stripped(book):
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
     return book
-
-
-def promote(profile="demo"):
-    """`make results`: copy a run's tables, figures, trained pairs and report to the committed
-    `results/<profile>/`. Returns what was copied."""
-    run, copied = load_profile(profile, device="cpu"), []
-    for kind, suffix in (("tables", "csv"), ("figures", "png"), ("pairs", "safetensors")):
-        for source in sorted((run.out / kind).glob(f"[!.]*.{suffix}")):
-            target = run.committed(kind, source.stem)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copied.append(shutil.copyfile(source, target))
-    for source in sorted(run.out.glob("report.*")):
-        copied.append(shutil.copyfile(source, REPOSITORY / "results" / run.name / source.name))
-    if not copied:
-        raise FileNotFoundError(
-            f"nothing to promote in {run.out}; run `eclip reproduce --profile {profile}` first"
-        )
-    return copied

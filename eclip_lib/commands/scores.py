@@ -4,20 +4,18 @@ from ..evaluation import evaluate, summarize
 from ..experiment import load_profile
 from ..explainers import explainer
 from ..files import as_csv, write
-from ..projection import Projection
 from . import cluster
 
 
-def measure(method, profile="demo", projection=None, out=None, ray=0, **parameters):
+def measure(method, profile="demo", out=None, ray=0, **parameters):
     """Yields one line of words for every network and dataset; with `out` the rows are written there, one CSV
     each.
 
-    projection: a pair for "eclip", see `Projection.find`; default: notebook 05's. ray: so many Ray workers, 0
-    for none."""
+    ray: so many Ray workers, 0 for none. ECLIP's pair is `Run.load_pair`'s."""
     run = load_profile(profile, **parameters)
     if ray and not out:
         raise ValueError("--ray needs --out, the folder where the parts are kept")
-    if projection and method != "eclip":
+    if run.projection and method != "eclip":
         raise ValueError("--projection is for the method eclip; no other takes a pair")
     if out:
         out.mkdir(parents=True, exist_ok=True)
@@ -27,8 +25,7 @@ def measure(method, profile="demo", projection=None, out=None, ray=0, **paramete
             clip = run.load_clip(network)
             if method != "eclip":
                 return explainer(method, clip), clip
-            pair = Projection.find(projection, clip) if projection else run.load_pair(clip)
-            return explainer(method, clip, projection=pair), clip
+            return explainer(method, clip, projection=run.load_pair(clip)), clip
 
         explain, clip = load()
         for name in run.datasets:

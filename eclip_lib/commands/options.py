@@ -1,0 +1,76 @@
+"""Options of the command line that several commands have."""
+
+import functools
+import inspect
+from typing import Annotated
+
+import typer
+import yaml
+
+ProfileOption = Annotated[str, typer.Option(help="demo, paper, or the path of a YAML file of that form")]
+Projected = Annotated[
+    str | None, typer.Option(help="a trained pair for eclip: a file, a folder of pairs, or a name on the hub")
+]
+Out = Annotated[str | None, typer.Option(help="folder of the run; default runs/<profile>")]
+SETTINGS = {  # of a profile, each an option that replaces the profile's own
+    "networks": (str, "comma-separated; replaces the profile's"),
+    "datasets": (str, "comma-separated; replaces the profile's"),
+    "root": (str, "folder of the datasets, or name=folder,name=folder"),
+    "pretrained": (str, "an open_clip tag, a checkpoint, or 'random'"),
+    "pairs": (str, "image-caption pairs to train on, e.g. web:'gcc3m/*.tar'"),
+    "projection": (str, "a trained pair for eclip: a file, a folder of pairs, or a name on the hub"),
+    "limit": (int, "only so many images a dataset"),
+    "limit_pairs": (int, "only so many image-caption pairs"),
+    "device": (str, "cpu, cuda, cuda:1, …"),
+    "precision": (str, "fp32 or bf16"),
+    "workers": (int, "processes that decode images"),
+    "batch_size": (int, "images of a forward pass"),
+    "seed": (int, "replaces the profile's"),
+    "trainings": (int, "trainings of each pair, from different seeds"),
+}
+
+
+def with_settings(command):
+    """The command with an option for every setting of a profile that one word can give, and `--set` for the
+    others: its `settings` are those that were typed."""
+    own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
+    more = {
+        name: Annotated[kind | None, typer.Option(help=about)] for name, (kind, about) in SETTINGS.items()
+    }
+    more["set"] = Annotated[list[str] | None, typer.Option(help="another setting, e.g. training.epochs=3")]
+    options = [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=a)
+        for n, a in more.items()
+    ]
+
+    @functools.wraps(command)
+    def parsed(**given):
+        settings = {name: given.pop(name) for name in more}
+        words = settings.pop("set") or []
+        typed = {name: value for name, value in settings.items() if value is not None}
+        return command(**given, settings=typed | _set(words))
+
+    parsed.__signature__ = inspect.Signature([*own, *options])
+    parsed.__annotations__ = {p.name: p.annotation for p in [*own, *options]}
+    return parsed
+
+
+def _set(words):
+    """["trainings=2", "training.epochs=3"] -> {"trainings": 2, "training": {"epochs": 3}}."""
+    found = {}
+    for word in words:
+        name, mark, value = word.partition("=")
+        if not mark:
+            raise ValueError(f"--set takes NAME=VALUE, like training.epochs=3, not {word!r}")
+        outer, _, inner = name.partition(".")
+        value = yaml.safe_load(value)
+        found[outer] = found.get(outer, {}) | {inner: value} if inner else value
+    return found
+
+
+def size_of(text):
+    """ "336" or "336x448" -> (height, width). Raises ValueError."""
+    sides = (text or "").lower().split("x")
+    if text and not (len(sides) <= 2 and all(side.isdecimal() for side in sides)):
+        raise ValueError(f"--size is a side, or height x width, like 336 or 336x448, not {text!r}")
+    return (int(sides[0]), int(sides[-1])) if text else None

@@ -1,0 +1,90 @@
+"""Before a run: what of all that it needs is not there, and what a run without that leaves out."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..networks import checkpoints
+
+SOME = r"present.*|partial: \d+ of \d+ images"  # what can be run
+
+
+@dataclass(frozen=True)
+class Lack:
+    """What is missing, where it was looked for, how to get it, and the `parts` (networks, masks, datasets,
+    "pairs") that cannot be run without it. `file`: registered weights, which come by themselves."""
+
+    what: str
+    where: str
+    how: str
+    parts: list[str]
+    file: str = ""
+
+    def __str__(self):
+        how = (
+            "comes by itself where there is a network"
+            if self.file
+            else self.how or "nothing gets it by itself"
+        )
+        return f"missing: {self.what}, looked for in {self.where}; {how}"
+
+
+def lacks(run) -> list[Lack]:
+    """All that a run needs and does not find, without reading much of what is there."""
+    from .resources import status  # which counts the notebooks
+
+    weights, found = checkpoints.registry()["weights"], _named(run)
+    for thing in status(run).itertuples():
+        if re.fullmatch(SOME, thing.state):
+            continue
+        network, _, file = thing.part.partition(": ")
+        parts = [thing.part if thing.part in run.datasets else "pairs"]
+        if file in weights:
+            masks = [name for name, where in run.masks.items() if where.partition("=")[0] == network]
+            parts = [network] if network in run.networks else masks
+        comes = file in weights and not (checkpoints.folder() / file).exists()
+        state = thing.state.removeprefix("missing").lstrip(": ")
+        what = f"{thing.part} ({state})" if state else thing.part
+        found.append(Lack(what, thing.where, thing.how, parts, file if comes else ""))
+    return found
+
+
+def _named(run):
+    """Files that the settings name and that are not there."""
+    named = [(run.pretrained, run.networks), (run.projection, ["projection"])]
+    named += [(where.partition("=")[2], [name]) for name, where in run.masks.items()]
+    known, found = checkpoints.registry()["weights"], []
+    for word, parts in named:
+        file = word and word not in known and Path(word).suffix in checkpoints.SUFFIXES
+        if file and not Path(word).expanduser().is_file():
+            found.append(Lack(f"the file of {', '.join(parts)}", word, "", parts))
+    return found
+
+
+def left_out(run, go_on=False, say=print) -> list[str]:
+    """Look for all that a run needs; weights that come by themselves are fetched -> the parts that are to be
+    left out, none unless `go_on`. Says what is missing, a line each; raises ValueError where something is,
+    or where nothing is left to run."""
+    found = lacks(run)
+    tried = go_on or all(lack.file for lack in found)
+    gone = [lack for lack in found if not (tried and lack.file and _obtained(lack.file, say))]
+    for lack in gone:
+        say(str(lack))
+    if not gone:
+        return []
+    parts = list(dict.fromkeys(part for lack in gone if tried or not lack.file for part in lack.parts))
+    named, count = ", ".join(parts), len(gone)
+    what = f"profile {run.name} needs {count} thing{'s' * (count > 1)} not found here, named above"
+    if not go_on:
+        raise ValueError(f"{what}; get them, or add --go-on to leave out {named}"[:290])
+    if not set(run.networks) - set(parts) or not set(run.datasets) - set(parts) or "projection" in parts:
+        raise ValueError(f"{what}, and nothing is left to run without {named}"[:290])
+    return parts if set(run.masks) - set(parts) else [*parts, "pairs"]
+
+
+def _obtained(file, say):
+    try:
+        return bool(checkpoints.obtain(file))
+    except (OSError, ValueError) as error:
+        say(" ".join(str(error).split()))
+        return False

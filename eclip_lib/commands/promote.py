@@ -1,0 +1,57 @@
+"""`eclip promote`: copy what a whole run made to the committed `results/`."""
+
+import shutil
+from pathlib import Path
+
+from .. import files
+from ..experiment import load_profile
+from ..networks import checkpoints
+from .notebooks import notebooks
+
+KINDS = {"tables": "csv", "figures": "png", "pairs": "safetensors"}
+
+
+def promote(profile="demo", out=None, into=None, partial=False):
+    """`make results`: copy a run's tables, figures, trained pairs, report and `run.json` into a folder
+    (`results/<profile>/`). Returns what was copied.
+
+    Raises FileNotFoundError where nothing is there, ValueError where the run is not whole; `partial` copies it
+    all the same, and marks its `run.json`."""
+    run = load_profile(profile, device="cpu", out=out)
+    into = files.REPOSITORY / "results" / run.name if into is None else Path(into).expanduser()
+    found = [path for kind, suffix in KINDS.items() for path in (run.out / kind).glob(f"[!.]*.{suffix}")]
+    if not found:
+        raise FileNotFoundError(
+            f"nothing to promote in {run.out}; run `eclip reproduce --profile {profile}` first"
+        )
+    facts, copied = run.record.read(), []
+    wrong = shortcomings(facts)
+    if wrong and not partial:
+        raise ValueError(
+            f"{run.out} is no whole run of profile {run.name}: {'; '.join(wrong)[:180]}; finish it, or add "
+            "--partial, which marks it"
+        )
+    for source in sorted([*found, *run.out.glob("report.*")]):
+        target = into / source.relative_to(run.out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copied.append(shutil.copyfile(source, target))
+    note = files.as_json(facts | ({"partial": wrong} if wrong else {}))
+    files.write(into / "run.json", note.replace(f"{files.REPOSITORY}/", ""))
+    return [*copied, into / "run.json"]
+
+
+def shortcomings(facts) -> list[str]:
+    """What keeps a run from being the whole of its profile, in words, by its `run.json`."""
+    if not facts:
+        return ["it has no run.json"]
+    parts, found = facts["notebooks"], []
+    for path in notebooks():
+        state = parts.get(path.stem, {}).get("state", "not run")
+        found += [f"{path.stem} {state}"] if state != "complete" else []
+    for words, kind in (("with", "changed"), ("without", "dropped")):
+        named = dict.fromkeys(name for part in [facts, *parts.values()] for name in part[kind])
+        found += [f"{words} {', '.join(named)}"] if named else []
+    for name, about in checkpoints.registry()["datasets"].items():
+        count = facts.get("datasets", {}).get(name, about["images"])
+        found += [f"{count} of {about['images']} images of {name}"] if count < about["images"] else []
+    return found
