@@ -20,9 +20,9 @@ class Results(Profile):
     """A profile with a folder. `changed` names the settings that differ from the profile's file; `dropped` the
     networks, masks and datasets that were not there and are left out.
 
-    `out` is the folder that is written. A run of some of the profile's networks or datasets in another run's
+    `out` is the folder that is written. A notebook opened for one of the profile's networks in another run's
     folder is a `part` of that run: features, pairs and rows are shared, its tables and figures lie below
-    `out`/parts, and the whole run measures only what is missing."""
+    `out`/parts, and a run of all networks measures only what is missing."""
 
     name: str
     out: Path

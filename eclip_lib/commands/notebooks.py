@@ -27,9 +27,10 @@ READS = {"load_pair": ["pairs"], "folders": ["tables", "figures"]}
 logging.getLogger("papermill").setLevel(logging.ERROR)  # a parameter may be missing among a notebook's own
 
 
-def notebooks():
-    """The numbered notebooks, in order."""
-    return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+def notebooks(run=None):
+    """The numbered notebooks, in order; of a run without image-caption pairs those that train nothing."""
+    every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    return [path for path in every if run is None or run.pairs or not trains(path)]
 
 
 def _source(path):
@@ -138,6 +139,8 @@ def _state(run, name):
 
 
 def _pairs_state(run):
+    if run.pairs is None:
+        return None
     try:
         source = run.load_pairs()
         return [source.about, [source.stamp(part) for part in source.parts]]
@@ -150,16 +153,15 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
     them, after a look whether all that they need is there (`preflight.left_out`).
 
     A failed notebook does not stop the others; one that is done already, from the same contents, is skipped
-    unless `force`. Returns {notebook name: "done", "skipped", "left out: …" or the error}."""
+    unless `force`. Returns {notebook name: "done", "skipped" or the error}."""
+    parameters["part"] = ""
+    dropped = preflight.left_out(load_profile(profile, **parameters), go_on, tqdm.write)
+    parameters |= {"dropped": dropped} if dropped else {}
     run = load_profile(profile, **parameters)
-    dropped = preflight.left_out(run, go_on, tqdm.write)
-    run = load_profile(profile, **parameters, dropped=dropped)
-    given = {"profile": str(profile), **parameters, "out": str(run.out)} | (
-        {"dropped": dropped} if dropped else {}
-    )
-    outcome, paths = {}, only or notebooks()
-    busy = f"another `eclip reproduce` is at work in {run.place}; wait for it, or name another --out"
-    with files.alone(run.place / ".lock", busy), progress.shown():
+    given = {"profile": str(profile), **parameters, "out": str(run.out)}
+    outcome, paths = {}, only or notebooks(run)
+    busy = f"another `eclip reproduce` is at work in {run.out}; wait for it, or name another --out"
+    with files.alone(run.out / ".lock", busy), progress.shown():
         common = inputs(run)
         for number, path in enumerate(paths, 1):
             outcome[path.stem] = _outcome(run, path, common, given, force)
@@ -168,11 +170,8 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
 
 
 def _outcome(run, path, common, given, force):
-    if "pairs" in run.dropped and trains(path):
-        run.note(path.stem, time.time(), "left out: no pairs")
-        return "left out: it trains on image-caption pairs, which are not there"
     target, mark = (
-        run.place / "notebooks" / path.name,
+        run.out / "notebooks" / path.name,
         run.record.read().get("notebooks", {}).get(path.stem, {}),
     )
     key = files.digest([common, _source(path), results_read(run, path)])
@@ -192,7 +191,7 @@ def make(profile, wanted, force=False, go_on=False, **parameters):
     outcome = reproduce(profile, sorted(only), force or bool(wanted), go_on, **parameters)
     lines = []
     for kind in ("tables", "figures"):
-        for path in sorted((run.place / kind).glob("[!.]*")):
+        for path in sorted((run.out / kind).glob("[!.]*")):
             if not wanted or any(path.stem == name or path.stem.startswith(f"{name}_") for name in wanted):
                 lines.append(f"{kind[:-1]:7} {path}")
     return outcome, lines
@@ -201,7 +200,7 @@ def make(profile, wanted, force=False, go_on=False, **parameters):
 def run_notebook(path, target, parameters, bar=False):
     """Execute a notebook with those of the parameters that it or a profile has, in this folder -> the executed
     notebook, also written to `target` unless that is None."""
-    known = {*papermill.inspect_notebook(str(path)), *Profile.model_fields, "dropped"}
+    known = {*papermill.inspect_notebook(str(path)), *Profile.model_fields, "part", "dropped"}
     given = {name: value for name, value in parameters.items() if name in known}
     options = {"cwd": os.getcwd(), "progress_bar": bar, **KERNEL}
     return papermill.execute_notebook(str(path), target and str(target), parameters=given, **options)

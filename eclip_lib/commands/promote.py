@@ -25,7 +25,7 @@ def promote(profile="demo", out=None, into=None, partial=False):
             f"nothing to promote in {run.out}; run `eclip reproduce --profile {profile}` first"
         )
     facts, copied = run.record.read(), []
-    wrong = shortcomings(facts)
+    wrong = shortcomings(run, facts)
     if wrong and not partial:
         raise ValueError(
             f"{run.out} is no whole run of profile {run.name}: {'; '.join(wrong)[:180]}; finish it, or add "
@@ -40,12 +40,12 @@ def promote(profile="demo", out=None, into=None, partial=False):
     return [*copied, into / "run.json"]
 
 
-def shortcomings(facts) -> list[str]:
+def shortcomings(run, facts) -> list[str]:
     """What keeps a run from being the whole of its profile, in words, by its `run.json`."""
     if not facts:
         return ["it has no run.json"]
     parts, found = facts["notebooks"], []
-    for path in notebooks():
+    for path in notebooks(run):
         state = parts.get(path.stem, {}).get("state", "not run")
         found += [f"{path.stem} {state}"] if state != "complete" else []
     for words, kind in (("with", "changed"), ("without", "dropped")):

@@ -49,7 +49,7 @@ class Profile(BaseModel):
     precision: Literal["fp32", "bf16"]
     seed: int = Field(ge=0)
     masks: dict[str, str]  # name: timm or demo network, or "network=checkpoint"
-    pairs: str  # image-caption pairs that a new projection is trained on, see `datasets.image_text`
+    pairs: str | None  # image-caption pairs to train on, see `datasets.image_text`; None: nothing is trained
     limit_pairs: int | None = Field(None, ge=1)  # only the first so many of them
     projection: str | None = None  # pairs of one's own for ECLIP, see `Projection.find`; None: notebook 05's
     training: Training
@@ -78,12 +78,12 @@ def read_settings(profile, parameters):
         raise ValueError(
             f"{path}: a profile of your own needs a name of its own; {path.stem} is the repository's"
         )
-    before, known = _read(path), [*Profile.model_fields, "out", "dropped"]
+    before, known = _read(path), [*Profile.model_fields, "out", "part", "dropped"]
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise ValueError(f"a profile has no parameter {unknown[0]!r}; it has {sorted(known)}")
     given = {k: v for k, v in parameters.items() if v != UNCHANGED and (v is not None or k == "pretrained")}
-    out, dropped = given.pop("out", None), _listed(given.pop("dropped", []))
+    out, part, dropped = given.pop("out", None), given.pop("part", None), _listed(given.pop("dropped", []))
     settings = _anchored(before) | given
     if isinstance(settings["training"], dict):
         settings["training"] = before["training"] | settings["training"]
@@ -98,18 +98,13 @@ def read_settings(profile, parameters):
     place = path.stem if not compared else f"{path.stem}-{files.digest(compared)[:6]}"
     own = files.REPOSITORY / "runs" / place
     out = Path(out).expanduser() if out else own
-    part = "" if out.absolute() == own else _part(settings, before)
+    if part is None:  # one of the profile's networks, in a folder that is not for it alone
+        alone = len(settings["networks"]) == 1 < len(before["networks"]) and out.absolute() != own
+        part = settings["networks"][0] if alone and settings["networks"][0] in before["networks"] else ""
     kept = {k: _without(settings[k], dropped) for k in ("networks", "replicates", "datasets", "masks")}
+    kept |= {"pairs": None} if "pairs" in dropped else {}
     about = {"name": path.stem, "out": out, "part": part, "changed": changed, "dropped": dropped}
     return path, settings | kept | about
-
-
-def _part(settings, before):
-    """A name for a run of some of its profile's networks or datasets; "" for any other run."""
-    both = [(settings[name], before[name]) for name in ("networks", "datasets")]
-    if not all(set(ours) <= set(theirs) for ours, theirs in both):
-        return ""
-    return "+".join(name for ours, theirs in both if set(ours) < set(theirs) for name in ours)
 
 
 def _without(names, dropped):
@@ -165,7 +160,8 @@ def _anchored(settings):
         root = ",".join(placed(part.strip(), "=") for part in root.split(","))
     elif root:
         root = str(files.REPOSITORY / Path(root).expanduser())
-    return settings | {"root": root, "pairs": placed(settings["pairs"], ":"), "masks": masks}
+    pairs = settings["pairs"] and placed(settings["pairs"], ":")
+    return settings | {"root": root, "pairs": pairs, "masks": masks}
 
 
 def checked(run, path):
