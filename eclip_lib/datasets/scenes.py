@@ -204,35 +204,42 @@ def _enlarged(cells):
     return np.asarray(Image.fromarray(cells).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
-def _paint_background(b):
+def _mix(b):
+    """How much of its second colour a background has at every pixel: bool, or float32 in [0, 1]."""
     u, v = _rotate(_X, _Y, b.angle)
     p, shift = np.float32(b.period), np.float32(b.phase)
-    if b.pattern == "plain":
-        mix = np.zeros_like(u)
-    elif b.pattern == "striped":
-        mix = stripes(u + shift, p)
-    elif b.pattern == "checkered":
-        mix = stripes(u + shift, 2 * p) ^ stripes(v + shift, 2 * p)
-    elif b.pattern == "dotted":
-        mix = dots(u + shift, v + shift, p, 0.28 * p)
-    elif b.pattern == "wavy":  # triangle waves: exact, unlike a sine
+    if b.pattern == "striped":
+        return stripes(u + shift, p)
+    if b.pattern == "checkered":
+        return stripes(u + shift, 2 * p) ^ stripes(v + shift, 2 * p)
+    if b.pattern == "dotted":
+        return dots(u + shift, v + shift, p, 0.28 * p)
+    if b.pattern == "wavy":  # triangle waves: exact, unlike a sine
         bend = np.abs(v / (2 * p) - np.floor(v / (2 * p)) - np.float32(0.5)) * 4 * np.float32(6)
-        mix = np.abs((u + bend + shift) / p - np.floor((u + bend + shift) / p) - np.float32(0.5)) * 2
-    elif b.pattern == "bricked":
-        row = np.floor((v + shift) / p)
-        z = (u + shift + row * p) / (2 * p)
-        mix = ((v + shift) / p - row < 4 / p) | (z - np.floor(z) < 2 / p)
-    elif b.pattern == "gradient":
-        mix = (u - u.min()) / (u.max() - u.min())
-    else:  # noisy
-        mix = _enlarged(b.cells).astype(np.float32) / 255
-    mix = mix.astype(np.float32)[..., None]
-    return b.colours[0] * (1 - mix) + b.colours[1] * mix
+        z = (u + bend + shift) / p
+        return np.abs(z - np.floor(z) - np.float32(0.5)) * 2
+    if b.pattern == "bricked":
+        y = (v + shift) / p
+        row = np.floor(y)
+        x = (u + shift + row * p) / (2 * p)
+        return (y - row < 4 / p) | (x - np.floor(x) < 2 / p)
+    if b.pattern == "gradient":
+        return (u - u.min()) / (u.max() - u.min())
+    return _enlarged(b.cells).astype(np.float32) / 255  # noisy
+
+
+def _paint_background(b):
+    """float32 [3, 224, 224], a plane a channel: NumPy is slow over a last axis of three."""
+    first, second = b.colours[..., None, None]
+    if b.pattern == "plain":
+        return np.full((3, SIZE, SIZE), first)
+    mix = _mix(b)
+    return np.where(mix, second, first) if mix.dtype == bool else first * (1 - mix) + second * mix
 
 
 def _paint_object(canvas, labels, o, outlines, scale=3):
-    """Draw one object into `canvas` (float32) and, where it covers over half of a pixel, into `labels`. In
-    place."""
+    """Draw one object into `canvas` (float32 [3, 224, 224]) and, where it covers over half of a pixel, into
+    `labels`. In place."""
     reach = math.ceil(1.45 * o.radius) + 1
     x0, y0 = max(0, math.floor(o.x) - reach), max(0, math.floor(o.y) - reach)
     x1, y1 = min(SIZE, math.ceil(o.x) + reach), min(SIZE, math.ceil(o.y) + reach)
@@ -246,18 +253,22 @@ def _paint_object(canvas, labels, o, outlines, scale=3):
             x, y = o.x + c * px - s * py - x0, o.y + s * px + c * py - y0
             corners.append((round(x * scale * 4) / 4, round(y * scale * 4) / 4))
         draw.polygon(corners, fill=255 if add else 0)
-    alpha = np.asarray(stencil.reduce(scale), np.float32) / 255
-    box = np.s_[y0:y1, x0:x1]
-    u, v = _rotate(
-        (_X[box] - np.float32(o.x)) / np.float32(o.radius),
-        (_Y[box] - np.float32(o.y)) / np.float32(o.radius),
-        o.angle,
-    )
-    second = FILLS[o.name](u / np.float32(o.aspect) * o.flip, v * np.float32(o.aspect))[..., None]
-    alpha = alpha[..., None]
-    canvas[box] = canvas[box] * (1 - alpha) + np.where(second, o.colours[1], o.colours[0]) * alpha
+    drawn = stencil.getbbox()
+    if drawn is None:
+        return
+    # the pixels that it touches: whole ones of the stencil's
+    left, top = (side // scale for side in drawn[:2])
+    right, bottom = (-(-side // scale) for side in drawn[2:])
+    touched = stencil.reduce(scale, (left * scale, top * scale, right * scale, bottom * scale))
+    alpha = np.asarray(touched, np.float32) / 255
+    box = np.s_[y0 + top : y0 + bottom, x0 + left : x0 + right]
+    radius = np.float32(o.radius)
+    u, v = _rotate((_X[box] - np.float32(o.x)) / radius, (_Y[box] - np.float32(o.y)) / radius, o.angle)
+    second = FILLS[o.name](u / np.float32(o.aspect) * o.flip, v * np.float32(o.aspect))
+    paint = np.where(second, *o.colours[::-1, :, None, None])
+    canvas[:, *box] = canvas[:, *box] * (1 - alpha) + paint * alpha
     if labels is not None:
-        labels[box][alpha[..., 0] > 0.5] = 1 + CLASSES.index(o.name)
+        labels[box][alpha > 0.5] = 1 + CLASSES.index(o.name)
 
 
 def render(scene):
@@ -266,13 +277,14 @@ def render(scene):
     canvas, labels = _paint_background(scene.background), np.zeros((SIZE, SIZE), np.uint8)
     if scene.second is not None:
         blotch = _enlarged(scene.blotches) > 255 * (1 - 0.5 * scene.texture)
-        canvas = np.where(blotch[..., None], _paint_background(scene.second), canvas)
+        canvas = np.where(blotch, _paint_background(scene.second), canvas)
     for piece in scene.distractors:
         _paint_object(canvas, None, piece, DISTRACTORS)
     for o in scene.objects:
         _paint_object(canvas, labels, o, OUTLINES)
-    noise = np.random.default_rng(scene.noise).integers(-8, 9, canvas.shape, dtype=np.int8)
-    image = Image.fromarray(np.clip(canvas + noise, 0, 255).astype(np.uint8))
+    noise = np.random.default_rng(scene.noise).integers(-8, 9, (SIZE, SIZE, 3), dtype=np.int8)
+    planes = (canvas + np.ascontiguousarray(noise.transpose(2, 0, 1))).clip(0, 255).astype(np.uint8)
+    image = Image.merge("RGB", [Image.fromarray(plane) for plane in planes])
     visible = tuple(o for o in scene.objects if (labels == 1 + CLASSES.index(o.name)).sum() >= SMALLEST)
     return Scene(image, labels, visible, scene.background)
 
