@@ -72,6 +72,7 @@ class Run(Results):
             checkpoint = None if self.pretrained is None else checkpoint or "default"
             models[name] = load_attention(network, checkpoint, self.device)
             self.saw("weights", f"{name}, {network}", lambda model=models[name]: mask_identity(model)[1])
+            models[name].known = {}  # every network of the run shows them the same pictures
         return models
 
     def load_dataset(self, name, limit=UNCHANGED):
