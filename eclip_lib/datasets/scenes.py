@@ -104,13 +104,14 @@ class Scene:
 # ---------------------------------------------------------------------- layouts
 
 
-def _shade(rng, colour, spread):
+def shade(rng, colour, spread):
+    """A colour by name, varied -> float32 [3]."""
     return np.clip(np.array(COLOURS[colour]) + np.round(rng.normal(0, spread, 3)), 0, 255).astype(np.float32)
 
 
 def _background(rng):
     pattern, colour = PATTERNS[rng.integers(len(PATTERNS))], list(COLOURS)[rng.integers(len(COLOURS))]
-    first = _shade(rng, colour, 22)
+    first = shade(rng, colour, 22)
     second = np.clip(
         first + np.round(rng.choice([-1, 1]) * rng.uniform(25, 80) + rng.normal(0, 15, 3)), 0, 255
     )
@@ -145,7 +146,7 @@ def _object(rng, name, placed, count, level, colours):
         colours
     ]
     angle, aspect = round(math.radians(rng.uniform(-25, 25)), 4), round(rng.uniform(0.85, 1.18), 4)
-    fill = np.stack([_shade(rng, c, 18) for c in pair])
+    fill = np.stack([shade(rng, c, 18) for c in pair])
     return Object(name, x, y, radius, angle, aspect, int(rng.choice([-1, 1])), fill)
 
 
@@ -154,7 +155,7 @@ def _distractor(rng):
         round(math.sqrt(rng.uniform(0.0025, 0.009) * SIZE**2 / 2) * 1.2, 2),
         np.round(rng.uniform(0, SIZE, 2), 2),
     )
-    fill = np.stack([_shade(rng, list(COLOURS)[rng.integers(len(COLOURS))], 22) for _ in range(2)])
+    fill = np.stack([shade(rng, list(COLOURS)[rng.integers(len(COLOURS))], 22) for _ in range(2)])
     name = f"scrap{rng.integers(3, 7)}"
     return Object(
         name,

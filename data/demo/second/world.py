@@ -20,28 +20,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 from shapes import CLASSES, FILLS, OUTLINES, SCRAPS, dots, stripes
 
+from eclip_lib.datasets.scenes import Background, shade
+from eclip_lib.datasets.shapes import COLOURS, PATTERNS
+
 SIZE = 112
 SMALLEST = 60  # visible pixels below which an object is neither labelled nor named
 # the splits are disjoint because their seeds are
 SEEDS = {"train": 11, "validation": 12, "test": 13, "unlabelled": 14}
 COOCCURRENCE = 0.7
-COLOURS = {
-    "red": (215, 40, 40),
-    "green": (40, 160, 60),
-    "blue": (45, 80, 210),
-    "yellow": (235, 210, 50),
-    "purple": (140, 60, 180),
-    "orange": (240, 140, 40),
-    "pink": (245, 150, 190),
-    "cyan": (60, 200, 215),
-    "brown": (130, 85, 50),
-    "white": (240, 240, 240),
-    "black": (25, 25, 25),
-    "gray": (130, 130, 130),
-}
 # what the objects' two colours are drawn from
 COLOURINGS = {"any": list(COLOURS), "gray": ["white", "gray", "black"]}
-PATTERNS = ["plain", "striped", "checkered", "dotted", "wavy", "bricked", "gradient", "noisy"]
 FAVOURITES = {name: PATTERNS[i % len(PATTERNS)] for i, name in enumerate(CLASSES)}
 
 
@@ -87,20 +75,6 @@ class Object:
 
 
 @dataclass(frozen=True)
-class Background:
-    """One background: names of its pattern and colour, two RGB colours, angle, period in pixels, phase, noise
-    cells."""
-
-    pattern: str
-    colour: str
-    colours: np.ndarray  # float32 [2, 3]
-    angle: float
-    period: float
-    phase: float
-    cells: np.ndarray  # uint8 [k, k]
-
-
-@dataclass(frozen=True)
 class Layout:
     """Everything `render` draws: change a field with `dataclasses.replace` for a controlled experiment."""
 
@@ -139,13 +113,9 @@ def _pick(rng, words):
     return words[rng.integers(len(words))]
 
 
-def _shade(rng, colour, spread):
-    return np.clip(np.array(COLOURS[colour]) + np.round(rng.normal(0, spread, 3)), 0, 255).astype(np.float32)
-
-
 def _background(rng, favourite=None):
     pattern, colour = _pick(rng, PATTERNS), _pick(rng, list(COLOURS))
-    first = _shade(rng, colour, 22)
+    first = shade(rng, colour, 22)
     contrast = _pick(rng, (-1, 1)) * rng.uniform(25, 80)
     second = np.clip(first + np.round(contrast + rng.normal(0, 15, 3)), 0, 255).astype(np.float32)
     angle, period, phase = (round(rng.uniform(*ends), 3) for ends in ((0, math.pi), (8, 22), (0, 50)))
@@ -177,7 +147,7 @@ def _closest(share):
 def _attire(rng, colours):
     """What does not depend on the class: mirrored or not, fill, name of the first colour, both colours."""
     names = [str(name) for name in rng.choice(COLOURINGS[colours], 2, replace=False)]
-    shades = np.stack([_shade(rng, name, 18) for name in names])
+    shades = np.stack([shade(rng, name, 18) for name in names])
     if colours == "gray":
         shades = np.repeat(np.floor(shades.mean(1, keepdims=True)), 3, 1)
     return _pick(rng, (-1, 1)), _pick(rng, list(FILLS)), names[0], shades
