@@ -24,13 +24,13 @@ reproduce: setup  ## run all notebooks of PROFILE (demo) headlessly; says where 
 	@$(BIN)/eclip reproduce --profile $(PROFILE)
 
 test: setup  ## tests and notebooks (pytest --nbval)
-	@TQDM_DISABLE=1 $(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 results: setup  ## copy the last run's tables and figures to results/
 	@$(BIN)/eclip promote --profile $(PROFILE)
 
 notebooks: setup  ## execute the committed notebooks in place (demo)
-	@$(BIN)/python -c "from eclip_lib.commands.notebooks import execute_in_place; execute_in_place()"
+	@$(BIN)/python -c "from eclip_lib.commands.promote import execute_in_place; execute_in_place()"
 
 lint: setup  ## ruff, notebooks included, mypy, and the direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from eclip_lib import cli, files
 from eclip_lib.commands import notebooks
-from eclip_lib.commands.promote import promote
+from eclip_lib.commands.promote import execute_in_place, promote
 from eclip_lib.experiment import load_profile
 
 
@@ -91,7 +91,7 @@ def test_every_figure_and_table_of_the_paper_is_made_by_the_notebooks():
 
 def test_a_committed_notebook_keeps_no_trace_of_the_machine(house):
     path = house / "notebooks" / "02_last.ipynb"
-    notebooks.execute_in_place([path])
+    execute_in_place([path])
     book = json.loads(path.read_text())
     assert set(book["metadata"]) == {"kernelspec", "language_info"} and str(house) not in path.read_text()
     assert [c["execution_count"] for c in book["cells"]] == [1, 2]
@@ -207,3 +207,25 @@ def test_a_users_mistake_is_one_sentence(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert str(end.value).startswith("eclip: no profile 'nosuch'")
+
+
+def test_notebooks_run_two_at_once_and_after_what_they_read(house, monkeypatch):
+    """Each leaves the times at which it began and ended."""
+    monkeypatch.setattr(notebooks, "_at_once", lambda device: 2)
+    for path in (house / "notebooks").iterdir():
+        path.unlink()
+    stamp = "import pathlib, time\nbegin = time.time()\ntime.sleep(1)\n"
+    stamp += "pathlib.Path(out, NAME).write_text(f'{begin} {time.time()}')\n"
+    role = {
+        "00": "# run.load_pair(",
+        "05": "# run.save_pair(",
+        "07": "# run.folders(",
+        "08": "# run.folders(",
+    }
+    for name in ("00", "01", "05", "07", "08"):
+        write(house / "notebooks", f"{name}_x.ipynb", stamp.replace("NAME", repr(name)) + role.get(name, ""))
+    assert set(notebooks.reproduce(out=str(house / "run")).values()) == {"done"}
+    times = {n: map(float, (house / "run" / n).read_text().split()) for n in ("00", "01", "05", "07", "08")}
+    begin, end = zip(*times.values(), strict=True)
+    assert begin[1] < end[2] and begin[2] < end[1]  # at once
+    assert begin[0] > end[2] and begin[3] > max(end[:3]) and begin[4] > end[3]

@@ -1,13 +1,14 @@
 """`eclip reproduce`: run the notebooks headlessly, in order; and what each makes and reads."""
 
 import ast
+import json
 import logging
 import os
 import re
 import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
-import nbformat
 import papermill
 from tqdm.auto import tqdm
 
@@ -34,8 +35,8 @@ def notebooks(run=None):
 
 
 def _source(path):
-    cells = nbformat.read(path, as_version=4).cells
-    return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    cells = json.loads(path.read_text())["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
 # ---------------------------------------------------------------------- what makes what
@@ -82,6 +83,16 @@ def reads(path):
     """What a notebook reads of what others made: "pairs", "tables", "figures"."""
     text = with_studies(path)
     return [kind for method, kinds in READS.items() if f"run.{method}(" in text for kind in kinds]
+
+
+def waits(path, others):
+    """Whether a notebook reads what one of the others makes: pairs, or tables and figures of any."""
+    kinds = reads(path)
+    return bool(others if "tables" in kinds else "pairs" in kinds and list(filter(makes_pairs, others)))
+
+
+def makes_pairs(path):
+    return "run.save_pair(" in with_studies(path)
 
 
 def trains(path):
@@ -149,8 +160,9 @@ def _pairs_state(run):
 
 
 def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters):
-    """Execute the notebooks (all, or those in `only`) into the run's folder, with the progress of the work in
-    them, after a look whether all that they need is there (`preflight.left_out`).
+    """Execute the notebooks (all, or those in `only`) into the run's folder, on a CPU two at once where neither
+    waits for the other, with the progress of the work in them, after a look whether all that they need is
+    there (`preflight.left_out`).
 
     A failed notebook does not stop the others; one that is done already, from the same contents, is skipped
     unless `force`. Returns {notebook name: "done", "skipped" or the error}."""
@@ -159,21 +171,37 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
     parameters |= {"dropped": dropped} if dropped else {}
     run = load_profile(profile, **parameters)
     given = {"profile": str(profile), **parameters, "out": str(run.out)}
-    outcome, paths = {}, only or notebooks(run)
+    outcome, running = {}, {}
+    waiting = sorted(only or notebooks(run), key=makes_pairs, reverse=True)  # others wait for these
+    total, at_once = len(waiting), _at_once(run.device)
     busy = f"another `eclip reproduce` is at work in {run.out}; wait for it, or name another --out"
-    with files.alone(run.out / ".lock", busy), progress.shown():
+    with files.alone(run.out / ".lock", busy), progress.shown(), ProcessPoolExecutor(at_once) as pool:
         common = inputs(run)
-        for number, path in enumerate(paths, 1):
-            outcome[path.stem] = _outcome(run, path, common, given, force)
-            tqdm.write(f"[{number}/{len(paths)}] {path.stem}: {outcome[path.stem]}")
-    return outcome
+        while waiting or running:
+            unfinished = [*waiting, *running.values()]
+            ready = [p for p in waiting if not waits(p, [other for other in unfinished if other != p])]
+            ready = ready if ready or running else waiting[:1]  # two that wait for each other
+            for path in ready[: at_once - len(running)]:
+                waiting.remove(path)
+                running[pool.submit(_outcome, run, path, common, given, force)] = path
+            for job in wait(running, return_when=FIRST_COMPLETED).done:
+                path = running.pop(job)
+                outcome[path.stem] = job.result()
+                tqdm.write(f"[{len(outcome)}/{total}] {path.stem}: {outcome[path.stem]}")
+    return dict(sorted(outcome.items()))
+
+
+def _at_once(device):
+    """How many notebooks run at once: two on a CPU of several cores, which then share them; else one."""
+    if device != "cpu" or (cores := os.cpu_count() or 1) == 1:
+        return 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores // 2))  # their kernels inherit it
+    return 2
 
 
 def _outcome(run, path, common, given, force):
-    target, mark = (
-        run.out / "notebooks" / path.name,
-        run.record.read().get("notebooks", {}).get(path.stem, {}),
-    )
+    target = run.out / "notebooks" / path.name
+    mark = run.record.read().get("notebooks", {}).get(path.stem, {})
     key = files.digest([common, _source(path), results_read(run, path)])
     done = (mark.get("state"), mark.get("inputs")) == ("complete", key) and target.exists()
     return "skipped" if done and not force else _execute(run, path, target, key, given)
@@ -220,28 +248,3 @@ def _execute(run, path, target, key, parameters):
     os.replace(partial, target)
     run.note(path.stem, begin, "complete", inputs=key)
     return "done"
-
-
-# ---------------------------------------------------------------------- what is committed
-
-
-def execute_in_place(paths=None):
-    """`make notebooks`: execute the committed notebooks where they lie, quiet and without traces of this
-    machine."""
-    os.environ["TQDM_DISABLE"] = "1"
-    for path in tqdm(
-        [Path(p) for p in paths or notebooks()], desc="executing", unit="notebook", disable=False
-    ):
-        book = papermill.execute_notebook(str(path), None, cwd=str(path.parent), progress_bar=False, **KERNEL)
-        nbformat.write(stripped(book), path)
-
-
-def stripped(book):
-    """A notebook without execution times and papermill's metadata (paths, durations), which would differ on
-    every machine."""
-    book.metadata = {k: v for k, v in book.metadata.items() if k in ("kernelspec", "language_info")}
-    book.metadata["language_info"] = {"name": "python"}
-    for cell in book.cells:
-        tags = cell.metadata.get("tags")
-        cell.metadata = {"tags": tags} if tags else {}
-    return book

@@ -1,12 +1,18 @@
-"""`eclip promote`: copy what a whole run made to the committed `results/`."""
+"""What is committed: `eclip promote` copies what a whole run made to `results/`, `make notebooks` executes the
+notebooks where they lie."""
 
+import os
 import shutil
 from pathlib import Path
+
+import nbformat
+import papermill
+from tqdm.auto import tqdm
 
 from .. import files
 from ..experiment import load_profile
 from ..networks import checkpoints
-from .notebooks import notebooks
+from .notebooks import KERNEL, notebooks
 
 KINDS = {"tables": "csv", "figures": "png", "pairs": "safetensors"}
 
@@ -55,3 +61,27 @@ def shortcomings(run, facts) -> list[str]:
         count = facts.get("datasets", {}).get(name, about["images"])
         found += [f"{count} of {about['images']} images of {name}"] if count < about["images"] else []
     return found
+
+
+# ---------------------------------------------------------------------- the committed notebooks
+
+
+def execute_in_place(paths=None):
+    """`make notebooks`: execute the committed notebooks where they lie, quiet and without traces of this
+    machine."""
+    os.environ["TQDM_DISABLE"] = "1"
+    every = [Path(path) for path in paths or notebooks()]
+    for path in tqdm(every, desc="executing", unit="notebook", disable=False):
+        book = papermill.execute_notebook(str(path), None, cwd=str(path.parent), progress_bar=False, **KERNEL)
+        nbformat.write(stripped(book), path)
+
+
+def stripped(book):
+    """A notebook without execution times and papermill's metadata (paths, durations), which would differ on
+    every machine."""
+    book.metadata = {k: v for k, v in book.metadata.items() if k in ("kernelspec", "language_info")}
+    book.metadata["language_info"] = {"name": "python"}
+    for cell in book.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = {"tags": tags} if tags else {}
+    return book
