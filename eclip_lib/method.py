@@ -4,7 +4,6 @@ reverse (Eq. 10), pooling (Eqs. 6 to 8) and the loss that trains a new pair of p
 CLIP, ECLIP and RCLIP are one computation. They differ in the `Projection` that is handed in and in whether
 the map is reversed."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,19 +81,14 @@ def reverse(itsm: torch.Tensor) -> torch.Tensor:
 
 
 def pool(
-    features: ImageFeatures,
-    method: str | Sequence[str],
-    attention: torch.Tensor | None = None,
-    reads: str = "feature_map",
+    features: ImageFeatures, method: str, attention: torch.Tensor | None = None, reads: str = "feature_map"
 ):
     """§3.2, Eqs. 7 and 8: pool `ImageFeatures` of B images -> [B, C], before any projection.
 
     method: "attention" (the class token, CLIP's own pooling), "average", "max", or "masked_max" (the largest
-    value a channel of F_i ⊙ A); a list of them gives {method: [B, C]}. attention: A [B, N], needed by
-    "masked_max" alone; its scale cancels in the cosine. reads: on a ResNet all but "attention" pool the last
-    stage ("feature_map"), or the "tokens" after the attention pool. Raises ValueError."""
-    if not isinstance(method, str):
-        return {name: pool(features, name, attention, reads) for name in method}
+    value a channel of F_i ⊙ A). attention: A [B, N], needed by "masked_max" alone; its scale cancels in the
+    cosine. reads: on a ResNet all but "attention" pool the last stage ("feature_map"), or the "tokens" after
+    the attention pool. Raises ValueError."""
     if method not in METHODS:
         raise ValueError(f"no pooling {method!r}; there are {', '.join(METHODS)}")
     tokens = features.read(reads)

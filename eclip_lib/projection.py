@@ -106,26 +106,11 @@ class Projection(nn.Module, ModelHubMixin):
         self.save(Path(save_directory, HUB_FILE))
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id,
-        revision=None,
-        cache_dir=None,
-        force_download=False,
-        token=None,
-        local_files_only=False,
-        **_,
-    ):
+    def _from_pretrained(cls, *, model_id, **options):
         if Path(model_id).is_dir():
             return cls.load(Path(model_id, HUB_FILE))
-        options = {
-            "revision": revision,
-            "cache_dir": cache_dir,
-            "force_download": force_download,
-            "token": token,
-        }
-        return cls.load(hf_hub_download(model_id, HUB_FILE, local_files_only=local_files_only, **options))
+        known = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+        return cls.load(hf_hub_download(model_id, HUB_FILE, **{name: options[name] for name in known}))
 
     def generate_model_card(self, *args, **kwargs):
         about = ModelCardData(

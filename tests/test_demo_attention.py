@@ -1,5 +1,6 @@
 """The demo's models: what they are trained on, that what is shipped loads and says how it was made."""
 
+import gzip
 import json
 import shutil
 import sys
@@ -16,7 +17,8 @@ from eclip_lib.networks import demo
 
 # scripts beside the checkpoints, no package
 sys.path.insert(0, str(REPOSITORY / "data" / "demo" / "training"))
-clips, self_supervised, shards, views = map(import_module, ("clips", "self_supervised", "shards", "views"))
+names = ("clips", "self_supervised", "shards", "views", "vocabulary")
+clips, self_supervised, shards, views, vocabulary = map(import_module, names)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,10 @@ def test_training_learns_resumes_and_is_repeatable(network, array, tmp_path, mon
     again, same, _, _ = self_supervised.train(network, folder=tmp_path, steps=4, every=2)
     assert same == curve
     torch.testing.assert_close(whole.state_dict(), again.state_dict())
+
+
+def test_the_vocabulary_is_made_by_its_script():
+    assert vocabulary.merges() == gzip.open(demo.MERGES).read()
 
 
 def test_shards_resume_and_repeat(tmp_path):

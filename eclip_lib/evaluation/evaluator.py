@@ -76,10 +76,7 @@ class _Prepared(TorchDataset):
     def __getitem__(self, index):
         try:
             return self._prepare(self.dataset[index])
-        except (
-            ValueError,
-            OSError,
-        ) as error:  # a worker's own exception would arrive wrapped in its traceback
+        except (ValueError, OSError) as error:  # raised in a worker it would come wrapped in its traceback
             return error
 
     def _prepare(self, example):
@@ -90,13 +87,8 @@ class _Prepared(TorchDataset):
         void = np.zeros(size, bool) if example.void is None else example.void
         names = [name for name, mask in example.masks.items() if (mask & ~void).any()]
         masks = np.stack([example.masks[name] for name in names]) if names else np.zeros((0, *size), bool)
-        return (
-            example.image_id,
-            self.preprocess(example.image),
-            names,
-            torch.from_numpy(masks),
-            torch.from_numpy(void),
-        )
+        image = self.preprocess(example.image)
+        return example.image_id, image, names, torch.from_numpy(masks), torch.from_numpy(void)
 
 
 def batches(dataset: Dataset, clip: Clip, batch_size: int, workers: int, description: str) -> Iterator[Batch]:

@@ -12,7 +12,7 @@ import torch
 
 from ..method import ImageFeatures, itsm, score
 from ..networks.clip import to_batch
-from ..networks.encoders import embed_vit
+from ..networks.encoders import vit_tokens
 
 CHUNK = 32  # pairs a backward pass holds at once
 
@@ -40,8 +40,12 @@ class PairMap:
             return torch.cat([self.explain(images, text, part) for part in index.split(CHUNK)]).detach()
 
     def __call__(self, images, text):
-        index = torch.cartesian_prod(*(torch.arange(len(x), device=text.device) for x in (images, text)))
-        return self.pairs(images, text, index.reshape(-1, 2)).unflatten(0, (len(images), len(text)))
+        return self.pairs(images, text, every_pair(images, text)).unflatten(0, (len(images), len(text)))
+
+
+def every_pair(images, text):
+    """(image, text) of all pairs -> int64 [B T, 2], where the texts are."""
+    return torch.cartesian_prod(*(torch.arange(len(x), device=text.device) for x in (images, text)))
 
 
 class Shared:
@@ -87,10 +91,7 @@ def tokens_before(clip, images, index, first):
     """What a ViT's block number `first` reads, for every pair [P, 1 + N, C]; each image runs through the
     earlier blocks once. Requires a gradient, so that everything after it is differentiable."""
     used, place = index[:, 0].unique(return_inverse=True)
-    x = embed_vit(clip.model.visual, images[used].to(clip.device))
-    for block in clip.model.visual.transformer.resblocks[:first]:
-        x = block(x)
-    return x[place].requires_grad_()
+    return vit_tokens(clip.model.visual, images[used].to(clip.device), first)[place].requires_grad_()
 
 
 @torch.no_grad()
@@ -99,11 +100,9 @@ def scored(clip, explain: Callable, images, text: torch.Tensor):
     w])."""
     prepared = to_batch([clip.preprocess(image) for image in images], clip.device)
     shared = Shared(clip, prepared)
-    every = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(text))).reshape(-1, 2)
-    cells = maps(explain, prepared, text, every.to(clip.device), shared).unflatten(
-        0, (len(images), len(text))
-    )
-    return score(shared.features.class_token, text, clip.projection).cpu(), cells
+    cells = maps(explain, prepared, text, every_pair(prepared, text), shared)
+    cosines = score(shared.features.class_token, text, clip.projection).cpu()
+    return cosines, cells.unflatten(0, (len(images), len(text)))
 
 
 def map_of(clip, explain: Callable, image, text: str) -> torch.Tensor:

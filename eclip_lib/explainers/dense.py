@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from ..method import score, similarity
-from ..networks.encoders import attention_output, embed_vit, finish_vit, residual_block
+from ..networks.encoders import attention_output, embed_vit, finish_vit, residual_block, vit_tokens
 from .base import vit_blocks
 
 
@@ -36,14 +36,11 @@ def _self_attention(z, inside):
 
 
 def _with_last_block(clip, method, mix):
-    *before, last = vit_blocks(clip, method)
-    visual = clip.model.visual
+    last, visual = vit_blocks(clip, method)[-1], clip.model.visual
 
     def explain(images, text):
-        x = embed_vit(visual, images.to(clip.device))
-        for block in before:
-            x = block(x)
-        return similarity(finish_vit(visual, residual_block(last, x, mix)[0]), text, clip.projection)
+        x = residual_block(last, vit_tokens(visual, images.to(clip.device), -1), mix)[0]
+        return similarity(finish_vit(visual, x), text, clip.projection)
 
     return explain
 
@@ -54,9 +51,8 @@ def mask_clip(clip):
 
 def sclip(clip):
     def correlative(inside):
-        return (
-            _self_attention(inside.queries, inside) + _self_attention(inside.keys, inside)
-        ) @ inside.values
+        queries, keys = (_self_attention(z, inside) for z in (inside.queries, inside.keys))
+        return (queries + keys) @ inside.values
 
     return _with_last_block(clip, "sclip", correlative)
 
@@ -70,10 +66,7 @@ def _second_path(clip, method, mix):
     first = len(blocks) - min(6, len(blocks) // 2)
 
     def encode(images):
-        x = embed_vit(visual, images.to(clip.device))
-        for block in blocks[:first]:
-            x = block(x)
-        second = x
+        second = x = vit_tokens(visual, images.to(clip.device), first)
         for block in blocks[first:]:
             size = block.ln_1(x).norm(dim=-1).mean(-1)
             x, inside = residual_block(block, x)
@@ -93,16 +86,11 @@ def clip_surgery(clip):
     def explain(images, text):
         features, class_token = encode(images)
         if len(text) == 1:
-            one, empty = similarity(
-                features, torch.cat([text, clip.encode_text([""])]), clip.projection
-            ).split(1, dim=1)
-            return one - empty
+            both = similarity(features, torch.cat([text, clip.encode_text([""])]), clip.projection)
+            return both[:, :1] - both[:, 1:]
         if len(torch.unique(text, dim=0)) == 1:
-            warnings.warn(
-                "clip_surgery: the texts are all the same, so what they share is everything: the map is "
-                "blank",
-                stacklevel=2,
-            )
+            said = "clip_surgery: the texts are all the same, so what they share is everything: a blank map"
+            warnings.warn(said, stacklevel=2)
         maps = similarity(features, text, clip.projection)
         weight = (2 * score(class_token, text, clip.projection)).softmax(-1)  # obvious classes count more
         maps = maps * (weight / weight.mean(-1, keepdim=True))[:, :, None, None]

@@ -22,7 +22,7 @@ from .. import files
 from ..method import ImageFeatures
 from . import demo
 from .checkpoints import hub, load_into, obtain, read_checkpoint, registered, registry
-from .encoders import embed_vit, residual_block
+from .encoders import residual_block, vit_tokens
 
 GRID = (14, 14)  # of masks that have none of their own
 REMEMBERED = 1000  # batches whose attention a model keeps: 50 MB of 64 images
@@ -44,10 +44,8 @@ class SelfAttention(nn.Module):
         self.known = None  # {batch: its attention} where the networks of a run show the same batches
         self.grid, self.size = tuple(model.patch_embed.grid_size), model.patch_embed.img_size[0]
         config = getattr(model, "pretrained_cfg", None) or {}
-        for key, fallback in (
-            ("mean", timm.data.IMAGENET_DEFAULT_MEAN),
-            ("std", timm.data.IMAGENET_DEFAULT_STD),
-        ):
+        defaults = {"mean": timm.data.IMAGENET_DEFAULT_MEAN, "std": timm.data.IMAGENET_DEFAULT_STD}
+        for key, fallback in defaults.items():
             self.register_buffer(key, torch.tensor(config.get(key) or fallback).view(3, 1, 1))
 
     def _prepare(self, images):
@@ -82,15 +80,9 @@ class SelfAttention(nn.Module):
     def _attention(self, images):
         # up to the last layer's input, then its queries and keys, because fused attention never forms the map
         *_, last = self.model.blocks
-        before = {
-            "indices": [len(self.model.blocks) - 2],
-            "stop_early": True,
-            "norm": False,
-            "output_fmt": "NLC",
-        }
-        ((tokens, prefix),) = self.model.forward_intermediates(
-            self._prepare(images), **before, return_prefix_tokens=True, intermediates_only=True
-        )
+        before = {"indices": [len(self.model.blocks) - 2], "stop_early": True, "norm": False}
+        shape = {"output_fmt": "NLC", "return_prefix_tokens": True, "intermediates_only": True}
+        ((tokens, prefix),) = self.model.forward_intermediates(self._prepare(images), **before, **shape)
         attn, x = last.attn, last.norm1(torch.cat([prefix, tokens], 1))
         q, k, _ = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
         class_query, k = attn.q_norm(q[:, :, :1]) * attn.scale, attn.k_norm(k)
@@ -113,11 +105,8 @@ def clip_attention(clip, images: torch.Tensor) -> torch.Tensor:
     if not clip.is_vit:
         raise ValueError(f"{clip.network} is no ViT: it has no class-token attention layer")
     visual = clip.model.visual
-    *before, last = visual.transformer.resblocks
-    x = embed_vit(visual, images.to(clip.device))
-    for block in before:
-        x = block(x)
-    return residual_block(last, x)[1].weights.mean(1)[:, 0, 1:]
+    x = vit_tokens(visual, images.to(clip.device), -1)
+    return residual_block(visual.transformer.resblocks[-1], x)[1].weights.mean(1)[:, 0, 1:]
 
 
 class ClipAttention:
@@ -154,12 +143,8 @@ def noise(images, grid=GRID):
 def center_prior(images, grid=GRID):
     """One minus the distance from the middle."""
     y, x = (torch.linspace(-1, 1, n) for n in grid)
-    return (
-        (1 - (y[:, None] ** 2 + x[None] ** 2).sqrt() / 2**0.5)
-        .flatten()
-        .expand(len(images), -1)
-        .to(images.device)
-    )
+    mask = 1 - (y[:, None] ** 2 + x[None] ** 2).sqrt() / 2**0.5
+    return mask.flatten().expand(len(images), -1).to(images.device)
 
 
 def mask_identity(mask):

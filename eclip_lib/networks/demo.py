@@ -66,29 +66,6 @@ def words():
     )
 
 
-def _pieces(word, merges):
-    """Byte-pair encode one word: join the earliest known pair until none is left."""
-    pieces = [*word[:-1], word[-1] + "</w>"]
-    while known := [merges.index(p) for p in zip(pieces, pieces[1:], strict=False) if p in merges]:
-        a, b = merges[min(known)]
-        for i in range(len(pieces) - 1, 0, -1):
-            if pieces[i - 1 : i + 1] == [a, b]:
-                pieces[i - 1 : i + 1] = [a + b]
-    return pieces
-
-
-def write_merges(path=MERGES):
-    """Write byte-pair merges that make one token of every known word, in open_clip's vocabulary format."""
-    merges = []
-    for (
-        word
-    ) in words():  # later merges never disturb an earlier word: that one needs only merges ranked before them
-        while len(pieces := _pieces(word, merges)) > 1:
-            merges.append((pieces[0], pieces[1]))
-    with gzip.GzipFile(path, "wb", mtime=0) as file:
-        file.write("\n".join(["#version: scenes", *(f"{a} {b}" for a, b in merges)]).encode())
-
-
 def checkpoint(network, tag="default"):
     """Path of a bundled checkpoint: `tag` is "default" (the first) or "seed0", "seed1", … Raises
     ValueError."""

@@ -61,6 +61,15 @@ def embed_vit(visual, images):
     return visual._embeds(images)
 
 
+def vit_tokens(visual, images, blocks):
+    """What a ViT's tokens are after its first `blocks` blocks (all but the last where it is -1): [B, 1 + N,
+    C]."""
+    x = embed_vit(visual, images)
+    for block in visual.transformer.resblocks[:blocks]:
+        x = block(x)
+    return x
+
+
 def finish_vit(visual, x):
     """What the last block of a ViT gives, [B, 1 + N, C] -> `ImageFeatures`, every token after the final layer
     norm."""
