@@ -22,9 +22,7 @@ from .shapes import CLASSES, COLOURS, DISTRACTORS, FILLS, OUTLINES, PATTERNS, TY
 SIZE = 224
 COLOURINGS = ["typical", "mixed", "swapped"]
 SEEDS = {"train": 1, "validation": 2, "test": 3}  # the splits are disjoint because their seeds are
-PRETRAINING = (
-    100_000  # scenes of the train split that the mini CLIPs were trained on; later ones are new to them
-)
+PRETRAINING = 100_000  # scenes of "train" that the mini CLIPs were trained on; later ones are new to them
 SMALLEST = 240  # visible pixels below which an object is neither labelled nor named
 
 
@@ -112,16 +110,16 @@ def shade(rng, colour, spread):
 def _background(rng):
     pattern, colour = PATTERNS[rng.integers(len(PATTERNS))], list(COLOURS)[rng.integers(len(COLOURS))]
     first = shade(rng, colour, 22)
-    second = np.clip(
-        first + np.round(rng.choice([-1, 1]) * rng.uniform(25, 80) + rng.normal(0, 15, 3)), 0, 255
-    )
-    angle, period, phase = (
-        round(v, 3) for v in (rng.uniform(0, math.pi), rng.uniform(16, 44), rng.uniform(0, 100))
-    )
-    cells = rng.integers(0, 256, (k := int(rng.choice([14, 28, 56])), k), dtype=np.uint8)
-    return Background(
-        pattern, colour, np.stack([first, second.astype(np.float32)]), angle, period, phase, cells
-    )
+    contrast = np.round(rng.choice([-1, 1]) * rng.uniform(25, 80) + rng.normal(0, 15, 3))
+    colours = np.stack([first, np.clip(first + contrast, 0, 255).astype(np.float32)])
+    angle, period, phase = (round(rng.uniform(*ends), 3) for ends in ((0, math.pi), (16, 44), (0, 100)))
+    return Background(pattern, colour, colours, angle, period, phase, _cells(rng, [14, 28, 56]))
+
+
+def _cells(rng, sides):
+    """Noise, uint8 [k, k]."""
+    k = int(rng.choice(sides))
+    return rng.integers(0, 256, (k, k), dtype=np.uint8)
 
 
 def _object(rng, name, placed, count, level, colours):
@@ -137,36 +135,25 @@ def _object(rng, name, placed, count, level, colours):
             break
     else:
         return None
-    any_two, odd = (
-        rng.choice(list(COLOURS), 2, replace=False),
-        rng.random() < 0.3,
-    )  # drawn always: the rest stays equal
-    other = CLASSES[(CLASSES.index(name) + 5) % len(CLASSES)]
-    pair = {"typical": TYPICAL[name], "mixed": any_two if odd else TYPICAL[name], "swapped": TYPICAL[other]}[
-        colours
-    ]
+    # drawn always: the rest stays equal
+    any_two, odd = rng.choice(list(COLOURS), 2, replace=False), rng.random() < 0.3
+    pair = TYPICAL[name]
+    if colours == "swapped":
+        pair = TYPICAL[CLASSES[(CLASSES.index(name) + 5) % len(CLASSES)]]
+    elif colours == "mixed" and odd:
+        pair = any_two
     angle, aspect = round(math.radians(rng.uniform(-25, 25)), 4), round(rng.uniform(0.85, 1.18), 4)
     fill = np.stack([shade(rng, c, 18) for c in pair])
     return Object(name, x, y, radius, angle, aspect, int(rng.choice([-1, 1])), fill)
 
 
 def _distractor(rng):
-    radius, (x, y) = (
-        round(math.sqrt(rng.uniform(0.0025, 0.009) * SIZE**2 / 2) * 1.2, 2),
-        np.round(rng.uniform(0, SIZE, 2), 2),
-    )
+    radius = round(math.sqrt(rng.uniform(0.0025, 0.009) * SIZE**2 / 2) * 1.2, 2)
+    x, y = (float(round(v, 2)) for v in rng.uniform(0, SIZE, 2))
     fill = np.stack([shade(rng, list(COLOURS)[rng.integers(len(COLOURS))], 22) for _ in range(2)])
     name = f"scrap{rng.integers(3, 7)}"
-    return Object(
-        name,
-        float(x),
-        float(y),
-        radius,
-        round(rng.uniform(0, 6.28), 4),
-        round(rng.uniform(0.6, 1.2), 4),
-        1,
-        fill,
-    )
+    angle, aspect = round(rng.uniform(0, 6.28), 4), round(rng.uniform(0.6, 1.2), 4)
+    return Object(name, x, y, radius, angle, aspect, 1, fill)
 
 
 def layout(seed, index, level="plain", colours="typical"):
@@ -183,7 +170,7 @@ def layout(seed, index, level="plain", colours="typical"):
             objects.append(placed)
     scene = Layout(background, tuple(objects), noise=int(rng.integers(2**31)))
     if level.texture:
-        cells = rng.integers(0, 256, (k := int(rng.choice([7, 14])), k), dtype=np.uint8)
+        cells = _cells(rng, [7, 14])
         scene = replace(scene, second=_background(rng), blotches=cells, texture=level.texture)
     if level.clutter:
         pieces = rng.integers(level.clutter // 2, level.clutter + 1)
