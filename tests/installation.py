@@ -135,14 +135,14 @@ def archive(model, path):
 
 
 def build(place, tiny):
-    """The installation under `place` -> the profile: "paper", or for tiny networks a copy with small masks; and
-    its masks."""
+    """The installation under `place` -> (the profile: the paper's with two networks, for tiny ones with small
+    masks as well; its settings)."""
     rng = np.random.default_rng(0)
     build_datasets(place / "data", rng)
     build_pairs(place / "data" / "gcc3m", rng)
     masks = build_weights(place / "weights", tiny)
     settings = yaml.safe_load((REPOSITORY / "eclip_lib" / "profiles" / "paper.yaml").read_text())
-    if not tiny:
-        return "paper", settings["masks"]
-    (place / "small.yaml").write_text(yaml.safe_dump(settings | {"masks": masks}, sort_keys=False))
-    return str(place / "small.yaml"), masks
+    settings |= {"networks": NETWORKS} | ({"masks": masks} if tiny else {})
+    profile = place / "paper-of-two.yaml"
+    profile.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return profile, settings

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from installation import DATASETS, IMAGES, NETWORKS, PAIRS, build
 from safetensors.torch import load_file
 
@@ -46,10 +45,10 @@ def same(ours, theirs, name):
 
 
 def close(ours, theirs, tolerance):
-    """Two pairs of the same weights."""
+    """Two pairs of the same weights, on average: where a gradient is 0 but for rounding, AdamW steps anyhow."""
     ours, theirs = load_file(ours), load_file(theirs)
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, atol=tolerance, rtol=0)
+    apart = {name: float((ours[name] - tensor).abs().mean()) for name, tensor in theirs.items()}
+    assert max(apart.values()) <= tolerance, apart
 
 
 class Rehearsal:
@@ -59,16 +58,11 @@ class Rehearsal:
         logging.disable()  # open_clip says that random weights are random
         self.place, self.tiny, self.seconds = Path(place).resolve(), tiny, {}
         shutil.rmtree(self.place, ignore_errors=True)
-        self.profile, self.masks = self.timed("build", build, self.place, tiny)
-        self.pairs = f"web:{self.place}/data/gcc3m/*.tar"
-        self.given = {
-            "networks": ",".join(NETWORKS),
-            "root": f"{self.place}/data",
-            "device": "cpu",
-            "workers": 1,
-        }
-        self.given |= {"batch_size": 4, "limit": IMAGES - 1}
-        self.whole = self.place / "whole"
+        self.profile, settings = self.timed("build", build, self.place, tiny)
+        self.masks, self.training = settings["masks"], settings["training"]
+        self.data, self.whole = f"{self.place}/data", self.place / "whole"
+        self.given = {"profile": self.profile, "root": self.data, "pairs": f"web:{self.data}/gcc3m/*.tar"}
+        self.given |= {"device": "cpu", "workers": 1, "batch_size": 4, "limit": IMAGES - 1}
 
     def timed(self, name, call, *arguments):
         begin = time.perf_counter()
@@ -78,9 +72,7 @@ class Rehearsal:
 
     def call(self, *words, **given):
         """A program of this environment, its options by name -> what it printed. Raises RuntimeError."""
-        options = [
-            word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))
-        ]
+        options = [word for name, v in given.items() for word in (f"--{name.replace('_', '-')}", str(v))]
         environment = os.environ | {"ECLIP_WEIGHTS": str(self.place / "weights"), "TQDM_DISABLE": "1"}
         command = [str(BIN / words[0]), *map(str, words[1:]), *options]
         done = subprocess.run(command, cwd=self.place, env=environment, capture_output=True, text=True)
@@ -88,26 +80,19 @@ class Rehearsal:
             raise RuntimeError(f"{' '.join(command)}: {(done.stdout + done.stderr)[-3000:]}")
         return done.stdout
 
-    def reproduce(self, out, **given):
-        return self.call(
-            "eclip", "reproduce", profile=self.profile, **self.given, pairs=self.pairs, out=out, **given
-        )
-
     # ------------------------------------------------------------------ the whole profile
 
     def announced(self):
-        """`eclip data status` and the dry run name everything that the run needs, and find it (in part: few
-        pictures, and files of another size)."""
-        status = self.call("eclip", "data", "status", profile=self.profile, root=self.given["root"])
-        printed = self.call(
-            "eclip", "reproduce", "--dry-run", profile=self.profile, **self.given, pairs=self.pairs
-        )
+        """`eclip data status` and the dry run name everything that the run needs, and find it."""
+        status = self.call("eclip", "data", "status", **self.given)
+        printed = self.call("eclip", "reproduce", "--dry-run", **self.given)
+        for text in (status, printed):
+            assert " missing " not in text and all(network in text for network in NETWORKS), text
         assert all(name in status for name in (*DATASETS, "RN50.pt", "ViT-B-32.pt")), status
-        assert " missing " not in printed and all(network in printed for network in NETWORKS), printed
 
     def complete(self):
         """Every notebook runs, writes its tables, and says nothing of the demo's world."""
-        self.reproduce(self.whole)
+        self.call("eclip", "reproduce", out=self.whole, **self.given)
         made = {path.stem for path in (self.whole / "tables").glob("*.csv")}
         named = (NOTEBOOKS.parent / "results" / "demo" / "tables").glob("*.csv")
         wanted = {path.stem for path in named} - OF_THE_DEMO
@@ -135,107 +120,113 @@ class Rehearsal:
             if path.stem in ("table_1", "table_2", "table_2_gains", "later_methods", "figure_11", "table_4"):
                 same(pd.read_csv(path), pd.read_csv(apart / "tables" / path.name), path.stem)
 
-    def papermill(self, path, networks, out, name):
-        parameters = {
-            **self.given,
-            "profile": self.profile,
-            "networks": networks,
-            "pairs": self.pairs,
-            "out": out,
-        }
+    def one_alone(self):
+        """A ResNet on a dataset with one class an image: any table may be empty, and no step fails."""
+        for path in sorted(NOTEBOOKS.glob("06*.ipynb" if self.tiny else "0[0-7]*.ipynb")):
+            self.papermill(path, "RN50", self.whole, "alone", datasets="imagenet-s50")
+
+    def papermill(self, path, networks, out, name, **given):
+        parameters = self.given | {"networks": networks, "out": out} | given
         words = [word for about in parameters.items() for word in ("-p", *map(str, about))]
-        self.call("papermill", path, out.parent / f"{path.stem}-{name}.ipynb", *words)
+        self.call("papermill", path, self.place / f"{path.stem}-{name}.ipynb", *words)
 
     def train(self, name, *launcher, **given):
         """`eclip train` of ViT-B-32 -> its pair's file."""
         network, _, checkpoint = self.masks["DINO"].partition("=")
         masked = {"mask": network} | ({"mask_checkpoint": checkpoint} if checkpoint else {})
         pair = self.place / f"{name}.safetensors"
-        words = [*launcher, "train", self.pairs, pair]
-        self.call(*words, network="ViT-B-32", pretrained="openai", cache=self.place / name, **masked, **given)
+        words = [*launcher, "train", self.given["pairs"], pair]
+        recipe = {name: self.training[name] for name in ("views", "epochs", "batch_size", "lr")}
+        model = {"network": "ViT-B-32", "pretrained": "openai", "cache": self.place / name}
+        self.call(*words, **model, **masked, **recipe, **given)
         return pair
 
+    @property
+    def pair(self):
+        return self.whole / "pairs" / "ViT-B-32-ECLIP.safetensors"
+
     def trained_alone(self):
-        """`eclip train` gives notebook 05's pair; under torchrun two ranks give it within rounding."""
-        notebook = self.whole / "pairs" / "ViT-B-32-ECLIP.safetensors"
-        close(self.train("alone", "eclip"), notebook, 1e-6)
+        """`eclip train` gives notebook 05's pair."""
+        close(self.train("alone", "eclip"), self.pair, 0)
+
+    def trained_by_ranks(self):
+        """Under torchrun two ranks give it within rounding."""
         ranks = ("torchrun", "--no-python", "--nproc-per-node", 2, BIN / "eclip")
-        close(self.train("ranks", *ranks, workers=0), notebook, 1e-4)
+        close(self.train("ranks", *ranks, workers=0), self.pair, 1e-6)
 
     def evaluated(self, **given):
         """`eclip evaluate` with one's own pair gives the numbers of Table 1."""
         table = pd.read_csv(self.whole / "tables" / "table_1.csv")
-        words = {
-            "profile": self.profile,
-            **self.given,
-            "networks": "ViT-B-32",
-            "projection": self.place / "alone.safetensors",
-        }
-        words = {name: value for name, value in words.items() if name not in ("workers", "batch_size")}
+        words = self.given | {"networks": "ViT-B-32", "projection": self.pair}
         lines = self.call("eclip", "evaluate", "eclip", **words, **given).splitlines()
         ours = table[(table["method"] == "eclip") & (table["network"] == "ViT-B-32")].set_index("dataset")
         for name, line in zip(DATASETS, lines, strict=True):
-            assert (
-                f"mIoU {ours.loc[name, 'mIoU']:.2f} " in line and f"mSC {ours.loc[name, 'mSC']:.2f}," in line
-            ), line
+            numbers = {measure: float(value) for measure, value in re.findall(r"(mIoU|mSC) (-?[\d.]+)", line)}
+            assert numbers == pytest.approx(dict(ours.loc[name, ["mIoU", "mSC"]]), abs=0.006), line
 
     def on_ray(self):
         self.evaluated(ray=2, out=self.place / "ray")
 
     def promoted(self):
-        """The run's results in a scratch folder, marked as a part."""
+        """The run's results in a scratch folder, marked as those of a part."""
         results = self.place / "results"
-        with pytest.raises(RuntimeError, match="no whole run of profile"):
-            self.call("eclip", "promote", profile=self.profile, out=self.whole, into=results)
         self.call("eclip", "promote", "--partial", profile=self.profile, out=self.whole, into=results)
-        assert {path.name for path in (results / "tables").iterdir()} == {
-            path.name for path in (self.whole / "tables").glob("*.csv")
-        }
-        assert json.loads((results / "run.json").read_text())["partial"] and (results / "report.md").exists()
+        tables = [{path.name for path in (place / "tables").glob("*.csv")} for place in (results, self.whole)]
+        assert tables[0] == tables[1] and (results / "report.md").exists()
+        assert json.loads((results / "run.json").read_text())["partial"]
 
     def costs(self):
-        """Seconds of every step and notebook, bytes of a cached pair by network -> costs.json."""
-        notebooks = {
-            p.stem: json.loads(p.read_text()).get("seconds")
-            for p in (self.whole / "notebooks").glob("*.json")
-        }
-        caches = {}
-        for manifest in (self.whole / "cache").glob("*/manifest.json"):
-            about, shards = json.loads(manifest.read_text()), [*manifest.parent.glob("*.safetensors")]
-            notes = [json.loads(shard.with_suffix(".json").read_text()) for shard in shards]
-            stored = sum(shard.stat().st_size for shard in shards)
-            pairs = sum(note["pairs"] for note in notes)
-            caches[f"{about['network']} {manifest.parent.name}"] = {
-                "columns": about["columns"],
-                "bytes a pair": stored / pairs,
-            }
-        about = {
-            "tiny": self.tiny,
-            "networks": NETWORKS,
-            "images": IMAGES - 1,
-            "datasets": DATASETS,
-            "pairs": PAIRS,
-        }
-        about |= {"seconds": self.seconds, "notebooks": notebooks, "caches": caches}
+        """costs.json: seconds of every route and notebook, and for each cache bytes of a pair."""
+        parts = json.loads((self.whole / "run.json").read_text())["notebooks"]
+        about = {"tiny": self.tiny, "networks": NETWORKS, "pairs": PAIRS, "caches": []}
+        about |= {"images": dict.fromkeys(DATASETS, IMAGES - 1), "seconds": self.seconds}
+        about |= {"notebooks": {name: part["seconds"] for name, part in parts.items()}}
+        for path in (self.whole / "cache").glob("*/manifest.json"):
+            cache, shards = json.loads(path.read_text()), [*path.parent.glob("*.safetensors")]
+            pairs = sum(json.loads(s.with_suffix(".json").read_text())["pairs"] for s in shards)
+            line = {name: cache[name] for name in ("network", "columns", "views")}
+            about["caches"].append(line | {"bytes a pair": sum(s.stat().st_size for s in shards) / pairs})
         (self.place / "costs.json").write_text(json.dumps(about, indent=1))
 
 
-def rehearse(place, tiny=False, only=()):
-    """Every route (or those named) in order; all failures are told at the end."""
+def rehearse(place, tiny=False, routes=(), at_once=1):
+    """Routes (all), first the whole run, so many at once; what failed is told at the end. Raises
+    AssertionError."""
     rehearsal, failed = Rehearsal(place, tiny), []
-    for name in only or ROUTES:
+
+    def walk(name):
         try:
             rehearsal.timed(name, getattr(rehearsal, name))
         except Exception as error:
             failed.append(f"{name}: {error}")
         print(f"{name}: {rehearsal.seconds.get(name, 'failed')}", flush=True)
+
+    for names in (ROUTES[:2], ROUTES[2:]):  # the others read what the whole run made
+        with ThreadPoolExecutor(at_once) as threads:
+            list(threads.map(walk, [name for name in names if name in (routes or ROUTES)]))
     rehearsal.costs()
     if failed:
         raise AssertionError("\n\n".join(failed))
 
 
-ROUTES = ["announced", "complete", "promoted", "networks_apart", "trained_alone", "evaluated", "on_ray"]
-QUICK = ["announced", "complete", "promoted", "trained_alone", "evaluated"]  # of `make test`
+ROUTES = [
+    "announced",
+    "complete",
+    "promoted",
+    "networks_apart",
+    "trained_alone",
+    "trained_by_ranks",
+    "evaluated",
+]
+ROUTES += ["on_ray", "one_alone"]
+QUICK = [
+    "announced",
+    "complete",
+    "promoted",
+    "trained_by_ranks",
+    "evaluated",
+    "one_alone",
+]  # of `make test`, two at once
 
 
 if __name__ == "__main__":
@@ -245,4 +236,5 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="the routes of the test suite")
     parser.add_argument("--only", nargs="*", default=(), choices=ROUTES, help="these routes alone")
     given = parser.parse_args()
-    rehearse(given.folder, given.tiny, QUICK if given.quick else given.only)
+    quick = {"routes": QUICK, "at_once": 2} if given.quick else {"routes": given.only}
+    rehearse(given.folder, given.tiny, **quick)
