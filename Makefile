@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PROFILE ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test results notebooks lint bench demo-models clean
+.PHONY: help setup reproduce test rehearse results notebooks lint bench demo-models clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,9 @@ reproduce: setup  ## run all notebooks of PROFILE (demo) headlessly; says where 
 
 test: setup  ## tests and notebooks (pytest --nbval)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+rehearse: setup  ## the paper profile on a pretend installation under runs/rehearsal, every route compared
+	@$(BIN)/python tests/rehearsal.py
 
 results: setup  ## copy the last run's tables and figures to results/
 	@$(BIN)/eclip promote --profile $(PROFILE)

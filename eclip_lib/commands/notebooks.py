@@ -139,6 +139,7 @@ def _weights(run):
     known = [checkpoints.registered(network, tag) for network in run.networks]
     known += [checkpoints.registered(where.partition("=")[0], "dino") for where in run.masks.values()]
     known += [word for word in words if word in checkpoints.registry()["weights"]]
+    known += [f"{network}.json" for network in run.networks]  # its configuration, where it is one's own
     return named + [checkpoints.folder() / name for name in known if name]
 
 

@@ -13,8 +13,10 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from .. import files
 from ..datasets import scenes
 from ..files import REPOSITORY
+from .checkpoints import folder as weights_folder
 
 FOLDER = REPOSITORY / "data" / "demo"
 MERGES = FOLDER / "scenes_bpe.txt.gz"
@@ -99,10 +101,14 @@ def scratch(network):
 
 @cache
 def register():
-    """Add the demo networks to open_clip's registry (once). Programs that use open_clip themselves call this
-    first."""
+    """Add the demo networks to open_clip's registry (once), and those whose configuration (NAME.json, in
+    open_clip's form) lies in the folder of weights. Programs that use open_clip themselves call this first."""
     import open_clip
 
+    for path in sorted(weights_folder().glob("*.json")):
+        about = files.read_json(path)
+        if isinstance(about, dict) and {"embed_dim", "vision_cfg", "text_cfg"} <= set(about):
+            open_clip.add_model_config(path)
     if not MERGES.exists():  # a wheel without a clone around it
         return
     vocabulary = 512 + gzip.open(MERGES).read().decode().count("\n") + 2

@@ -140,7 +140,7 @@ def map_statistics(run, methods, limit=100):
         clip = run.load_clip(network)
         found = explainers_of(run, clip, methods)
         for name in run.datasets:
-            dataset = run.load_dataset(name, limit)
+            dataset = run.load_dataset(name, min(limit, run.limit or limit))
             text, sums = prompts(dataset, clip), {method: [] for method in methods}
             for batch in batches(dataset, clip, run.batch_size, run.workers, f"maps of {network} on {name}"):
                 batch = batch.with_at_least(2)

@@ -7,7 +7,6 @@ import pandas as pd
 from ..datasets import Dataset, Example, scenes
 from ..evaluation import mean_interval
 from ..networks import demo
-from ..networks.loading import load_clip
 from .semantic_shift import shift_rows, shifted_share
 
 SPOTS = {1: [(112, 112)], 3: [(62, 66), (162, 76), (106, 164)]}  # centres in pixels
@@ -61,14 +60,12 @@ def conditions(count=100):
 
 
 def controlled_table(run, count=100):
-    """Shifted channels (%) and mSC (%) in every one of the `conditions`, with 95 % intervals over scenes.
-
-    Rendered scenes say nothing about a network of photographs, so where the run has no demo network the
-    bundled ones answer."""
-    made, lines = conditions(count), []
-    own = [network for network in run.networks if network in demo.NETWORKS]
-    for network in own or demo.NETWORKS:
-        clip = run.load_clip(network) if own else load_clip(network, device=run.device)
+    """Shifted channels (%) and mSC (%) in every one of the `conditions`, with 95 % intervals over scenes, for
+    the run's demo networks: rendered scenes say nothing about a network of photographs."""
+    networks, lines = [network for network in run.networks if network in demo.NETWORKS], []
+    made = conditions(count) if networks else {}
+    for network in networks:
+        clip = run.load_clip(network)
         for experiment, datasets in made.items():
             for condition, dataset in datasets.items():
                 rows = shift_rows(dataset, clip, batch_size=run.batch_size, ablate=False)

@@ -26,6 +26,8 @@ from ..training import new_pair
 from .itsm_discovery import direction
 from .pooling_ablation import masks_for
 
+SHIPPED = "scenes-ViT-32"  # the network that the demo's unlocked backbone was trained beside
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -37,10 +39,21 @@ class Arm:
     loss: str
 
 
+def partner(run, clips, models):
+    """The CLIP whose image encoder the backbone replaces (Fig. 2): a ViT of as many tokens, as the paper's
+    ViT-B/16 and DINO have, else the first ViT, else the first network. In the demo the shipped backbone's."""
+    if run.pretrained == "default" and SHIPPED in clips:
+        return clips[SHIPPED]
+    grid = list(models.values())[-1].grid
+    vits = [clip for clip in clips.values() if clip.is_vit]
+    equal = [clip for clip in vits if tuple(clip.model.visual.grid_size) == grid]
+    return [*equal, *vits, *clips.values()][0]
+
+
 def arms(run, clip, models):
     """The four arms for one network: CLIP with its own pair, CLIP with a new pair, DINO locked, DINO
     unlocked; {name: `Arm`}."""
-    found = {"CLIP, own pair": Arm(clip, clip.projection, "as trained")}
+    found = {"CLIP, own pair": Arm(clip, clip.projection, f"{clip.title} as trained")}
     name, model = next((n, m) for n, m in reversed(models.items()))
     locked = clip.with_image_encoder(model)
     encoders = {"CLIP, new pair": (clip, masks_for(run, clip, models)), f"{name}, locked": (locked, {})}
@@ -56,7 +69,7 @@ def arms(run, clip, models):
 def _unlocked(run, clip, model):
     shipped = demo.FOLDER / f"{model.name}-unlocked-seed0.safetensors"
     # training it takes a quarter of an hour
-    if shipped.exists() and run.pretrained == "default" and clip.network == "scenes-ViT-32":
+    if shipped.exists() and run.pretrained == "default" and clip.network == SHIPPED:
         other = clip.with_image_encoder(load_attention(model.name, shipped, run.device))
         pair = Projection.load(shipped.with_suffix(".pair.safetensors"), other)
         return Arm(other, pair, "as shipped, see its card")
