@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PROFILE ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test rehearse results notebooks lint bench demo-models clean
+.PHONY: help setup reproduce photos test rehearse results notebooks lint bench demo-models clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,12 @@ setup: $(INSTALLED)  ## create .venv and install everything, once
 
 reproduce: setup  ## run all notebooks of PROFILE (demo) headlessly; says where tables and figures are
 	@$(BIN)/eclip reproduce --profile $(PROFILE)
+
+photos: setup  ## the paper's Tables 1 and 2 on VOC 2012 without training or a GPU: fetches 2.4 GB, measures, compares
+	@$(BIN)/eclip reproduce --profile photos --dry-run
+	@$(BIN)/eclip data fetch voc2012 ViT-B-32.pt
+	@$(BIN)/eclip reproduce --profile photos
+	@$(BIN)/python -m eclip_lib.commands.beside runs/photos
 
 test: setup  ## tests and notebooks (pytest --nbval)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

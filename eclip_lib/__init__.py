@@ -58,7 +58,8 @@ _WHERE = {
         "score_contrast",
         "summarize",
     ],
-    "feature_cache": ["Pooling", "cache_features"],
+    "feature_cache": ["cache_features"],
+    "poolings": ["Pooling"],
     "training": ["train_pair"],
     "experiment": ["load_profile", "open_run", "reported"],
 }

@@ -65,12 +65,14 @@ def reproduce(
     settings: dict,
 ):
     """Execute the notebooks, in order; what is done already with the same parameters is skipped."""
-    from .commands import notebooks, resources
+    from .commands import forecast, notebooks
     from .experiment import load_profile
+    from .profiles import read_settings
 
     settings |= {"out": out} if out else {}
     if dry_run:
-        print(resources.as_text(load_profile(profile, **{"device": "cpu", **settings})))
+        wanted = read_settings(profile, settings)[1]["device"]  # which this machine need not have
+        print(forecast.as_text(load_profile(profile, **settings | {"device": "cpu"}), wanted))
         return
     wanted = [f"{kind}_{number}" for kind, number in (("figure", figure), ("table", table)) if number]
     outcome, made = notebooks.make(profile, wanted, force, go_on, **settings)
@@ -103,7 +105,9 @@ def status(profile: ProfileOption = "paper", *, settings: dict):
 def fetch(
     names: Annotated[
         list[str],
-        typer.Argument(help="voc2012, coco2017, imagenet-s50, gcc3m, cc12m, or a checkpoint's file name"),
+        typer.Argument(
+            help="voc2012, coco2017, imagenet-s50, coco2017-train, gcc3m, cc12m, or a checkpoint's file name"
+        ),
     ],
     root: Annotated[Path, typer.Option(help="folder to unpack under")] = Path("data"),
 ):

@@ -112,7 +112,7 @@ def fetch(url, path, expected=None, checksum=None):
 
 def unpack(archive, root):
     """Unpack a tar or zip under `root`: into a folder beside it first, then file by file into place, so that
-    no file is ever half there. Raises ValueError for an archive with members that would land outside, OSError
+    no file is ever half there -> {file: [bytes, digest]} for `differing`. Raises ValueError for an archive with members that would land outside, OSError
     for no room; nothing is written then."""
     root = Path(root)
     members = _members(archive)
@@ -125,10 +125,23 @@ def unpack(archive, root):
                 file.infolist() if zipped else file, desc=f"unpacking {Path(archive).name}", unit="file"
             ):
                 file.extract(member, staged, **({} if zipped else {"filter": "data"}))
+        listed = {}
         for path in sorted(p for p in Path(staged).rglob("*") if p.is_file()):
             target = root / path.relative_to(staged)
+            listed[str(path.relative_to(staged))] = [path.stat().st_size, digest(path)]
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
+    return listed
+
+
+def differing(listed, root, contents=False):
+    """The files of `unpack` that are not under `root` as they came: by their size, and their digest with
+    `contents`."""
+    there = {name: Path(root, name) for name in listed}
+    same = lambda path, bytes, sha: (  # noqa: E731
+        path.is_file() and path.stat().st_size == bytes and (not contents or digest(path) == sha)
+    )
+    return [name for name, about in listed.items() if not same(there[name], *about)]
 
 
 def _members(archive):

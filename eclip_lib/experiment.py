@@ -14,14 +14,15 @@ from .datasets import load_dataset
 from .datasets.image_text import load_pairs
 from .evaluation import evaluate
 from .evaluation.evaluator import COLUMNS, read_rows
-from .feature_cache import Pooling, cache_features
+from .feature_cache import cache_features
 from .files import REPOSITORY
 from .networks.attention import load_attention, mask_identity
 from .networks.loading import load_clip
+from .poolings import Pooling
 from .profiles import UNCHANGED, Profile, built, checked, read_settings
 from .projection import Projection
 from .results import Results
-from .training import train_pair
+from .training import train_pairs
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Trained:
 
 def core_digest():
     """Digest of the code that decides features, pairs and rows."""
-    rooms = ("method", "projection", "shift", "feature_cache", "training")
+    rooms = ("method", "projection", "shift", "poolings", "recipe", "training")
     return files.code_digest(
         *(f"{room}.py" for room in rooms), "datasets", "networks", "explainers", "evaluation"
     )
@@ -94,8 +95,12 @@ class Run(Results):
     # ------------------------------------------------------------------ what it makes once
 
     def features(self, clip, masks, pairs=None, views=None, augment=UNCHANGED):
-        """The pooled features of the run's image-caption pairs -> `Cache`."""
+        """The pooled features of the run's image-caption pairs -> `Cache`.
+
+        Where the run's training sees several views, the disk holds one at a time, and all pairs that notebooks
+        02, 03 and 05 train on these features are trained now, while each view is there."""
         training = self.training
+        keep = views is not None or training.views == 1
         with files.alone(self.out / "cache" / f".{clip.network}.lock".replace("/", "_")):
             cache = cache_features(
                 clip,
@@ -107,11 +112,18 @@ class Run(Results):
                 seed=self.seed,
                 workers=self.workers,
                 description=f"{clip.network}: {pairs or self.pairs}",
+                keep=keep,
             )
-        self.saw(
-            "pairs", f"{pairs or self.pairs}, {clip.network}", lambda: len(cache) // cache.about["views"]
-        )
+            if not keep:
+                self.train_all(clip, cache, self.every_training(cache.columns, len(masks) > len(self.masks)))
+        self.saw("pairs", f"{pairs or self.pairs}, {clip.network}", lambda: len(cache))
         return cache
+
+    def every_training(self, columns, beyond):
+        """[(pooling, seed, init)] of all that the notebooks train on the columns of one network's cache;
+        `beyond`: whether it has the masks beyond the paper's, beside which notebook 03 starts from CLIP's pair."""
+        every = [(column, "random") for column in columns] + [(self.chosen_mask, "clip")] * beyond
+        return [(pooling, seed, init) for pooling, init in every for seed in range(self.trainings)]
 
     @property
     def _made_by(self):
@@ -124,25 +136,39 @@ class Run(Results):
 
     def train(self, clip, features, pooling, seed=0, init="random", **settings) -> Trained:
         """A pair trained on one pooling of cached features with the run's settings, or those given."""
+        return self.train_all(clip, features, [(pooling, seed, init)], **settings)[0]
+
+    def train_all(self, clip, features, wanted, **settings) -> list[Trained]:
+        """A pair for each (pooling, seed, init) of `wanted`; those that this run has not trained yet are trained
+        side by side, so that a view which does not stay on disk is made once for all of them."""
         settings = self.training.model_dump(exclude={"views", "augment"}) | settings
-        settings |= {"seed": self.seed + seed, "init": init}
-        pooling, epochs = Pooling.of(pooling), settings["epochs"]
-        key = files.digest([features.identity, str(pooling), settings, self._made_by])
-        folder = self.out / "trained" / key
+        epochs = settings["epochs"]
         watched = sorted({1, 2, max(2, epochs // 4), epochs} & {*range(epochs + 1)})
-
-        def keep(epoch, pair):
-            if epoch in watched:
-                pair.save(folder / f"epoch{epoch}.safetensors")
-
-        with files.alone(folder.with_suffix(".lock")):
+        every, missing = [], {}
+        for pooling, seed, init in wanted:
+            about = {"pooling": str(Pooling.of(pooling)), **settings, "seed": self.seed + seed, "init": init}
+            folder = self.out / "trained" / files.digest([features.identity, about, self._made_by])
+            every.append(folder)
             try:
-                return _read_trained(folder, watched)
+                _read_trained(folder, watched)
             except (OSError, ValueError):  # not there, or not whole
-                pair, losses = train_pair(clip, features, pooling, on_epoch=keep, **settings)
+                missing[folder] = about
+        folders = list(missing)
+
+        def keep(number, epoch, pair):
+            if epoch in watched:
+                pair.save(folders[number] / f"epoch{epoch}.safetensors")
+
+        if missing:
+            states = None if features.keep else [folder / "state.pt" for folder in folders]
+            trained = train_pairs(clip, features, list(missing.values()), keep, states)
+            for folder, (pair, losses) in zip(folders, trained, strict=True):
                 pair.save(folder / "pair.safetensors")
                 files.write(folder / "losses.csv", files.as_csv(losses, index=False))
-                return _read_trained(folder, watched)
+                (folder / "state.pt").unlink(missing_ok=True)
+            if not features.keep:
+                features.drop()
+        return [_read_trained(folder, watched) for folder in every]
 
     def evaluate(self, clip, dataset, explainers, observe=None) -> pd.DataFrame:
         """Rows of {method or (method, seed): explainer} on a dataset (a name, or a `Dataset`), see

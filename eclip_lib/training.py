@@ -1,10 +1,9 @@
 """Training a new pair of projections on cached features (§3.3, §4.1): Eq. 9, everything else locked."""
 
 import json
-import math
-import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
@@ -14,67 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from .feature_cache import Cache, Pooling
+from . import files
+from .feature_cache import Cache
 from .method import contrastive_loss
+from .networks.clip import Clip
+from .poolings import Pooling
 from .progress import tqdm
 from .projection import Projection
 from .provenance import commit
-
-WARMUP_LR, FINAL_LR = 1e-6, 1e-6
-
-
-def new_pair(clip, image_width, reads, seed=0, init="random"):
-    """An untrained `Projection`. init: "random" (CLIP's own initialisation, the paper's "new") or "clip" (a
-    copy of CLIP's pair)."""
-    own = clip.projection
-    pair = Projection(image_width, own.text.in_features, own.text.out_features, reads=reads)
-    if init == "clip":
-        if own.image.in_features != image_width:
-            raise ValueError(
-                f"{clip.network}: its own pair reads width {own.image.in_features}, not {image_width}"
-            )
-        pair.load_state_dict(
-            {name: tensor for name, tensor in own.state_dict().items() if name in pair.state_dict()}
-        )
-        return pair.requires_grad_(True)
-    if init != "random":
-        raise ValueError(f"init is 'random' or 'clip', not {init!r}")
-    generator = torch.Generator().manual_seed(seed)
-    for linear in (pair.image, pair.text):
-        nn.init.normal_(linear.weight, std=linear.in_features**-0.5, generator=generator)
-    return pair
-
-
-def batches(cache, column, batch_size, seed, epoch):
-    """Shuffled (pooled, text) batches of one epoch, of one view in turn: shards in random order, rows within
-    a window of at least two batches; memory does not grow with the cache. The last short batch is dropped
-    where there is a full one."""
-    rng, generator = random.Random(f"{seed} {epoch}"), torch.Generator().manual_seed(1000 * seed + epoch)
-    shards, waiting, served = rng.sample(cache.shards, len(cache.shards)), [], 0
-    view = epoch % cache.about["views"] if cache.about["views"] > 1 else None
-    for number, shard in enumerate(shards, 1):
-        waiting.append(cache.read(shard, column, view))
-        last = number == len(shards)
-        if sum(len(text) for _, text in waiting) < 2 * batch_size and not last:
-            continue
-        image, text = (torch.cat(parts) for parts in zip(*waiting, strict=True))
-        order = torch.randperm(len(text), generator=generator)
-        full = len(order) // batch_size * batch_size
-        for rows in order[:full].split(batch_size) if full else ():
-            yield image[rows], text[rows]
-            served += 1
-        rest = order[full:]
-        waiting = [(image[rest], text[rest])] if len(rest) else []
-        if last and not served and len(rest):
-            yield waiting[0]
-
-
-def learning_rate(step, steps, per_epoch, lr):
-    """§4.1 with DeiT's schedule: the first epoch linear from 1e-6, then a cosine down to 1e-6."""
-    if step < per_epoch:
-        return WARMUP_LR + (lr - WARMUP_LR) * step / per_epoch
-    progress = (step - per_epoch) / max(1, steps - per_epoch)
-    return FINAL_LR + (lr - FINAL_LR) * (1 + math.cos(math.pi * progress)) / 2
+from .recipe import batches, learning_rate, new_pair
 
 
 class _Ranks(nn.Module):
@@ -109,6 +56,134 @@ def _check(clip, cache, pooling, epochs, batch_size, world):
         raise ValueError(f"a batch of {batch_size} cannot be shared by {world} ranks")
 
 
+@dataclass
+class _Training:
+    """A pair on its way, and what `train_pair` was asked for; under torchrun one rank's share."""
+
+    clip: Clip
+    cache: Cache
+    pooling: Pooling
+    epochs: int = 10
+    batch_size: int = 1024
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    seed: int = 0
+    init: str = "random"
+
+    def __post_init__(self):
+        self.pooling, cache = Pooling.of(self.pooling), self.cache
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        _check(self.clip, cache, self.pooling, self.epochs, self.batch_size, self.world)
+        self.history: list[dict] = []
+        self.pair = None
+
+    def _begin(self, width):
+        whole = self.pooling.method == "attention" or self.pooling.reads == "tokens"
+        reads = "tokens" if whole else self.cache.about["reads"]
+        self.pair = new_pair(self.clip, width, reads, self.seed, self.init).to(self.clip.device)
+        self.loss_of: Callable = partial(contrastive_loss, self.pair)
+        if self.world > 1:
+            self.loss_of = nn.parallel.DistributedDataParallel(_Ranks(self.pair, self.rank, self.world))
+        self.optimizer = torch.optim.AdamW(
+            self.pair.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True
+        )
+        per_epoch = max(1, len(self.cache) // self.batch_size)
+        rate = partial(learning_rate, steps=self.epochs * per_epoch, per_epoch=per_epoch, lr=self.lr)
+        self.schedule = LambdaLR(self.optimizer, lambda step: rate(step) / self.lr)
+
+    def epoch(self, view):
+        """The next epoch, on a view of the cache."""
+        if self.pair is None:
+            self._begin(view.read(view.shards[0], self.pooling)[0].shape[1])
+        begin, device = time.perf_counter(), self.clip.device
+        total, count = torch.zeros((), device=device), 0
+        for image, text in batches(view, self.pooling, self.batch_size, self.seed, len(self.history)):
+            share = slice(self.rank * len(text) // self.world, (self.rank + 1) * len(text) // self.world)
+            image, text = image[share].to(device), text[share].to(device)
+            loss = self.loss_of(image, text, self.clip.logit_scale)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            rate = self.optimizer.param_groups[0]["lr"]
+            self.schedule.step()
+            total, count = total + loss.detach(), count + 1
+        mean = total / count
+        if self.world > 1:
+            dist.all_reduce(mean)
+            mean /= self.world
+        line = {"epoch": len(self.history) + 1, "loss": float(mean), "lr": rate}  # waits for the device
+        self.history.append(line | {"seconds": time.perf_counter() - begin})
+
+    @property
+    def settings(self):
+        names = ("epochs", "batch_size", "lr", "weight_decay", "seed", "init")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def _key(self):
+        return files.digest([self.cache.identity, str(self.pooling), self.settings, self.world])
+
+    def save(self, path):
+        """Keep what an interrupted training goes on from."""
+        parts = (self.pair, self.optimizer, self.schedule)
+        state = {"key": self._key, "history": self.history, "parts": [part.state_dict() for part in parts]}
+        write_state(path, state)
+
+    def resume(self, path):
+        """Go on where `save` stopped; from the start where there is nothing whole of this training."""
+        state = read_state(path, self._key)
+        if state:
+            self._begin(state["parts"][0]["image.weight"].shape[1])
+            for part, kept in zip((self.pair, self.optimizer, self.schedule), state["parts"], strict=True):
+                part.load_state_dict(kept)
+            self.history = state["history"]
+
+    def result(self):
+        self.pair.metadata = _metadata(self.clip, self.cache, self.pooling, self.settings)
+        return self.pair.requires_grad_(False), pd.DataFrame(self.history)
+
+
+def write_state(path, state):
+    """Keep tensors and numbers in a file, atomically."""
+    with files.replacing(path) as partial:
+        torch.save(state, partial)
+
+
+def read_state(path, key):
+    """The state of an interrupted training of this key -> a dictionary, or None."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state if state["key"] == key else None
+    except Exception:  # not there, half-written, or of something else
+        return None
+
+
+def train_pairs(
+    clip, cache: Cache, wanted, on_epoch=None, resume=None
+) -> list[tuple[Projection, pd.DataFrame]]:
+    """Train several pairs side by side, an epoch of each in turn, so that every view of the cache is made once ->
+    what `train_pair` gives of each.
+
+    wanted: a list of `train_pair`'s pooling and settings. on_epoch: called with (number in the list, epoch,
+    pair). resume: a file a training, written after each epoch."""
+    trainings = [_Training(clip, cache, **settings) for settings in wanted]
+    first = not (dist.is_initialized() and dist.get_rank())
+    for training, path in zip(trainings, resume or (), strict=False):
+        training.resume(path)
+    what = f"training {trainings[0].pooling}" if len(trainings) == 1 else f"training {len(trainings)} pairs"
+    last = max(training.epochs for training in trainings)
+    for epoch in tqdm(range(last), desc=what, unit="epoch", disable=not first or None):
+        for number, training in enumerate(trainings):
+            if len(training.history) != epoch or epoch >= training.epochs:
+                continue
+            training.epoch(cache.view(epoch))
+            if on_epoch:
+                on_epoch(number, epoch + 1, training.pair)
+            if resume and first:
+                training.save(resume[number])
+    return [training.result() for training in trainings]
+
+
 def train_pair(
     clip,
     cache: Cache,
@@ -120,62 +195,24 @@ def train_pair(
     seed: int = 0,
     init: str = "random",
     on_epoch=None,
+    resume=None,
 ) -> tuple[Projection, pd.DataFrame]:
     """Train a pair on one column of a cache -> (`Projection`, DataFrame of epoch, loss, lr, seconds).
 
     pooling: a `Pooling`, or as text "attention", "average", "max" or "masked_max:<mask>". batch_size: of all
     ranks together; under torchrun with a process group initialised every rank takes its share and the
-    contrastive batch is gathered. on_epoch: called with (epoch, pair). The logit scale stays CLIP's. Raises
-    ValueError where the cache belongs to another network."""
-    pooling = Pooling.of(pooling)
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    _check(clip, cache, pooling, epochs, batch_size, world)
-    width = cache.read(cache.shards[0], pooling)[0].shape[1]
-    whole = pooling.method == "attention" or pooling.reads == "tokens"
-    pair = new_pair(clip, width, "tokens" if whole else cache.about["reads"], seed, init).to(clip.device)
-    loss_of: Callable = partial(contrastive_loss, pair)
-    if world > 1:
-        loss_of = nn.parallel.DistributedDataParallel(_Ranks(pair, rank, world))
-    optimizer = torch.optim.AdamW(pair.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    per_epoch = max(1, len(cache) // cache.about["views"] // batch_size)
-    schedule = LambdaLR(optimizer, lambda step: learning_rate(step, epochs * per_epoch, per_epoch, lr) / lr)
-    history = []
-    for epoch in tqdm(range(epochs), desc=f"training {pooling}", unit="epoch", disable=rank > 0 or None):
-        begin, total, count = time.perf_counter(), torch.zeros((), device=clip.device), 0
-        for image, text in batches(cache, pooling, batch_size, seed, epoch):
-            share = slice(rank * len(text) // world, (rank + 1) * len(text) // world)
-            image, text = image[share].to(clip.device), text[share].to(clip.device)
-            loss = loss_of(image, text, clip.logit_scale)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            rate = optimizer.param_groups[0]["lr"]
-            schedule.step()
-            total, count = total + loss.detach(), count + 1
-        mean = total / count
-        if world > 1:
-            dist.all_reduce(mean)
-            mean /= world
-        loss = float(mean)  # waits for the device
-        seconds = time.perf_counter() - begin
-        history.append({"epoch": epoch + 1, "loss": loss, "lr": rate, "seconds": seconds})
-        if on_epoch:
-            on_epoch(epoch + 1, pair)
-    settings = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "seed": seed,
-        "init": init,
-    }
-    pair.metadata = _metadata(clip, cache, pooling, settings)
-    return pair.requires_grad_(False), pd.DataFrame(history)
+    contrastive batch is gathered. on_epoch: called with (epoch, pair). resume: a file that an interrupted
+    training goes on from, see `train_pairs`. The logit scale stays CLIP's. Raises ValueError where the cache
+    belongs to another network."""
+    wanted = {"pooling": pooling, "epochs": epochs, "batch_size": batch_size, "lr": lr}
+    wanted |= {"weight_decay": weight_decay, "seed": seed, "init": init}
+    watch = on_epoch and (lambda _, epoch, pair: on_epoch(epoch, pair))
+    return train_pairs(clip, cache, [wanted], watch, resume and [resume])[0]
 
 
 def _metadata(clip, cache, pooling, settings):
     mask = cache.about["masks"].get(pooling.mask, ["none"])  # the model's name, and its digest
-    settings |= {"views": cache.about["views"], "augment": cache.about["augment"]}
+    settings |= {"views": cache.views, "augment": cache.about["augment"]}
     identity = {"network": clip.network, "weights": clip.pretrained, "model": clip.identity["model"]}
     data = {
         "data": json.dumps(cache.about["pairs"], default=list),
@@ -192,15 +229,3 @@ def _metadata(clip, cache, pooling, settings):
             "commit": commit()["commit"],
         }
     )
-
-
-@torch.no_grad()
-def validation_loss(clip, cache, pair, pooling, batch_size=256):
-    """Eq. 9 on a cache of held-out pairs, mean over its full batches (rows in order)."""
-    rows = [cache.read(shard, pooling) for shard in cache.shards]
-    image, text = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    full = max(1, len(text) // batch_size)
-    chunks = zip(image.split(batch_size)[:full], text.split(batch_size)[:full], strict=True)
-    here = ((i.to(clip.device), t.to(clip.device)) for i, t in chunks)
-    values = [contrastive_loss(pair, i, t, clip.logit_scale) for i, t in here]
-    return float(sum(values) / full)

@@ -8,7 +8,7 @@ import torch
 from torch.utils.benchmark import set_torch_threads
 
 from eclip_lib.commands import bench, bench_training, passes
-from eclip_lib.commands.resources import PASSES
+from eclip_lib.commands.forecast import PASSES
 
 DEMO = "scenes-ViT-32"
 COLUMNS = ["what", "unit", "ours", "reference", "ratio", "target"]

@@ -20,10 +20,11 @@ from export import write_coco, write_voc
 import eclip_lib as eclip
 from eclip_lib import cli
 from eclip_lib import downloads as download
-from eclip_lib.commands import passes
+from eclip_lib.commands import beside, forecast, passes
 from eclip_lib.commands import resources as data
 from eclip_lib.commands.notebooks import notebooks
 from eclip_lib.networks import checkpoints as weights
+from eclip_lib.studies import pooling_ablation
 
 CONTENT = bytes(range(256)) * 20000  # 5 MB
 NOWHERE = "http://127.0.0.1:9/file"  # nothing listens there
@@ -181,6 +182,19 @@ def test_status_and_fetch(small_registry, server, tmp_path, capsys, monkeypatch)
     before = len(server.requests)
     data.fetch("coco2017", root)
     assert len(server.requests) == before and not list(root.glob("*.tar")) and not list(root.glob("*.zip"))
+    picture = next((root / "val2017").glob("*.jpg"))
+    whole = picture.read_bytes()
+    for broken, state in (
+        (whole[:-1], "partial: 1 files are not as they came"),
+        (whole[:-1] + b"x", "present"),
+    ):
+        picture.write_bytes(broken)  # of another size; or only of other content, which `status` does not read
+        assert states(run)["coco2017"].startswith(state)
+        data.fetch("coco2017", root)
+        assert picture.read_bytes() == whole
+    assert len(server.requests) == before + 2
+    checked = data.status(run).set_index("part")["checked"]
+    assert checked["coco2017"] == "sizes, not contents"
     monkeypatch.setattr("sys.argv", ["eclip", "data", "fetch", "imagenet-s50", "gcc3m", "--root", str(root)])
     with pytest.raises(SystemExit) as done:
         cli.main()
@@ -217,8 +231,11 @@ def test_weights_come_from_the_folder_or_the_registry(small_registry, server, tm
     assert len(server.requests) == 2
     run = eclip.load_profile("paper", device="cpu", networks="ViT-S-32-alt")
     assert states(run)["ViT-S-32-alt: small.pt"] == "present"
-    (weights.folder() / "small.pt").write_bytes(content[:-1])
-    assert states(run)["ViT-S-32-alt: small.pt"].startswith("partial")
+    for broken, state in ((content[:-1], "partial"), (content[:-1] + b"x", "present")):
+        (weights.folder() / "small.pt").write_bytes(broken)
+        assert states(run)["ViT-S-32-alt: small.pt"].startswith(state)
+        data.fetch("small.pt", None)
+        assert (weights.folder() / "small.pt").read_bytes() == content
 
 
 def test_without_a_network_one_sentence_comes_within_seconds(small_registry, monkeypatch, capsys):
@@ -248,22 +265,53 @@ def test_the_plan_counts_passes_and_what_is_missing(capsys, monkeypatch):
         cli.main()
     assert not done.value.code
     printed = capsys.readouterr().out
-    assert "8 notebooks" in printed
+    assert "8 notebooks" in printed and "10 views of each, of which the disk holds one" in printed
     assert "voc2012 (1449 images)" in printed and "eclip data fetch" in printed and "GPU hours" in printed
-    per_image = data.encoder_flops("ViT-B-16")
+    assert "GPU" not in forecast.as_text(eclip.load_profile("demo"))
+    per_image = forecast.encoder_flops("ViT-B-16")
     tokens, width = 197, 768  # twelve blocks of q, k, v, out and a fourfold MLP, attention itself,
     by_hand = 12 * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)  # and the patch embedding
     by_hand += 2 * 196 * 768 * width + 2 * width * 512
     assert abs(per_image - by_hand) < 0.05 * by_hand
 
 
+@pytest.mark.parametrize("network, columns", [("scenes-ViT-32", 9), ("scenes-RN", 9)])
+def test_the_plans_bytes_are_those_of_a_cache(tmp_path, network, columns):
+    run = eclip.load_profile("demo", networks=network, pairs="scenes:200", limit=2, out=tmp_path)
+    clip, models = run.load_clip(network), run.load_masks()
+    cache = run.features(clip, pooling_ablation.masks_for(run, clip, models))
+    assert len(cache.columns) == columns
+    written = sum(path.stat().st_size for path in cache.folder.glob("*.safetensors"))
+    assert written == pytest.approx(200 * forecast.bytes_of_a_pair(network, cache.about["masks"]), rel=0.02)
+    attention = sum(p.stat().st_size for p in (tmp_path / "cache").rglob("*.safetensors")) - written
+    plan = forecast.plan(run).set_index("part")
+    assert attention / 1e9 == pytest.approx(plan["GB"]["masks, shared"], rel=0.15)
+    assert plan["trainings"][network] == len(run.every_training(cache.columns, clip.is_vit))
+
+
+def test_the_plan_counts_the_passes_that_features_take(tmp_path):
+    run = eclip.load_profile("demo", networks="scenes-ViT-32,scenes-RN", pairs="scenes:8", out=tmp_path)
+    counts, models = {"clip": 0, "masks": 0}, run.load_masks()
+
+    def count(module, inputs, _):
+        if isinstance(module, torch.nn.Conv2d) and module.in_channels == 3:
+            counts["clip" if module.bias is None else "masks"] += len(inputs[0])
+
+    with torch.nn.modules.module.register_module_forward_hook(count):
+        for network in run.networks:
+            clip = run.load_clip(network)
+            run.features(clip, pooling_ablation.masks_for(run, clip, models))
+    plan = forecast.plan(run).set_index("part")["pair passes"]
+    assert counts == {"clip": plan[run.networks].sum(), "masks": plan["masks, shared"]}
+
+
 def test_the_plan_for_a_crawl_is_the_measured_page():
-    table = data.crawl_plan().round(3)
     page = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
-    for name, gpus, *values in table.itertuples(index=False):
-        cells = [name, str(gpus), *(f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in values)]
-        assert f"| {' | '.join(cells)} |" in page
-    assert list(table["pairs"].unique()) == ["GCC3M", "CC12M"]
+    for rate in (forecast.ASSUMED_RATE, forecast.public_rate()):
+        for name, gpus, *values in forecast.crawl_plan(rate=rate).round(3).itertuples(index=False):
+            cells = [name, str(gpus), *(f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in values)]
+            assert f"| {' | '.join(cells)} |" in page
+    assert f"{forecast.public_rate() / 1e12:.0f} TFLOP/s" in page
 
 
 def test_passes_are_counted_in_a_notebooks_own_kernel(tmp_path):
@@ -277,21 +325,51 @@ assert (limit, pairs) == (5, "scenes:7")"""
     (tmp_path / "out").mkdir()
     nbformat.write(book, tmp_path / "book.ipynb")
     assert passes.counted(tmp_path / "book.ipynb", tmp_path / "out", 5, 7) == {"clip": 3, "masks": 2}
-    assert list(pd.read_csv(data.PASSES)["notebook"]) == [path.stem for path in notebooks()]
+    assert list(pd.read_csv(forecast.PASSES)["notebook"]) == [path.stem for path in notebooks()]
 
 
-def test_a_plan_counts_the_pairs_that_are_there(samples):
+def test_a_plan_counts_the_pairs_that_are_there(samples, tmp_path):
+    for number in range(5):  # three are counted, the others taken by their size
+        pairs = {f"{k}.{end}": b"x" * 9000 for k in range(20) for end in ("jpg", "txt")}
+        (tmp_path / "gcc3m").mkdir(exist_ok=True)
+        (tmp_path / "gcc3m" / f"{number}.tar").write_bytes(archive("tar", pairs))
     for pairs, count in (
         (f"coco:{samples / 'coco'}", 395),
+        (f"web:{tmp_path}/gcc3m/*.tar", 100),
+        (f"web:{tmp_path}/gcc3m/[01].tar", 40),
         ("web:/here/cc12m/*.tar", 12_423_374),
+        ("coco-train:/here", 591_753),
         (None, 3000),
     ):
-        assert data.pair_count(eclip.load_profile("demo", pairs=pairs)) == count
+        assert forecast.pair_count(eclip.load_profile("demo", pairs=pairs)) == count
+
+
+def test_a_profile_without_pairs_trains_nothing():
+    run = eclip.load_profile("photos")
+    assert [path.stem[:2] for path in notebooks(run)] == ["00", "01", "04", "06", "07"]
+    assert list(forecast.plan(run)["pair passes"]) == [0, 0, 0]
+    needed = data.status(run)["part"]
+    assert list(needed) == ["voc2012", "ViT-B-32: ViT-B-32.pt"]
+
+
+def test_our_numbers_stand_beside_the_papers(tmp_path):
+    rows = [
+        ("voc2012", "ViT-B-32", "clip", 20.0),
+        ("voc2012", "ViT-B-32", "gem", 40.0),
+        ("voc2012", "RN50", "eclip", 50),
+    ]
+    table = pd.DataFrame(rows, columns=["dataset", "network", "method", "mIoU"]).assign(mSC=1.0)
+    table.to_csv(tmp_path / "table_1.csv", index=False)
+    found = beside.beside(tmp_path).set_index(["network", "method"])
+    assert found.loc[("RN50", "ECLIP"), "paper's mIoU"] == 49.30  # Table 1
+    clip = found.loc[("ViT-B-32", "CLIP")]
+    assert clip["less the paper's mIoU"] == pytest.approx(20 - clip["paper's mIoU"])
+    assert pd.isna(found.loc[("ViT-B-32", "GEM"), "paper's mSC"])
 
 
 def test_the_registry_is_complete():
     known = weights.registry()
-    for about in known["datasets"].values():
+    for about in [*known["datasets"].values(), *known["pairs"].values()]:
         assert about["licence"] and about["images"]
         assert "steps" in about or all({"url", "bytes", "md5"} <= set(f) for f in about["files"])
     for name, about in known["weights"].items():

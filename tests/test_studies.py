@@ -11,8 +11,8 @@ from export import write_voc
 import eclip_lib as eclip
 from eclip_lib import datasets, evaluation, experiment, files
 from eclip_lib.datasets import image_text, scenes
-from eclip_lib.feature_cache import GROUND_TRUTH, Pooling
 from eclip_lib.networks.attention import ClipAttention, center_prior, noise, pixel_saliency
+from eclip_lib.poolings import GROUND_TRUTH, Pooling
 from eclip_lib.studies import attention_quality, benchmarks, dino_backbone, pooling_ablation
 from eclip_lib.studies.itsm_discovery import over_clips, pixel_shares
 
@@ -45,7 +45,7 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(experiment, name, call)
 
-    counted("train_pair", experiment.train_pair), counted("evaluate", experiment.evaluate)
+    counted("train_pairs", experiment.train_pairs), counted("evaluate", experiment.evaluate)
     return counts
 
 
@@ -72,7 +72,7 @@ def test_a_pooling_is_what_its_text_says():
 def test_a_pair_is_trained_once_and_again_when_something_changes(run, clip, cache, calls):
     first = run.train(clip, cache, "max", epochs=5)
     again = run.train(clip, cache, Pooling("max"), epochs=5)
-    assert calls == {"train_pair": 1}
+    assert calls == {"train_pairs": 1}
     assert equal(first.pair, again.pair) and first.pair.metadata == again.pair.metadata
     pd.testing.assert_frame_equal(first.losses, again.losses)
     assert list(first.snapshots) == [1, 2, 5] and equal(first.snapshots[5], first.pair)
@@ -82,10 +82,10 @@ def test_a_pair_is_trained_once_and_again_when_something_changes(run, clip, cach
     for count, change in enumerate(changes, 2):
         options = {"cache": cache, "pooling": "max", "epochs": 5} | change
         changed = run.train(clip, options.pop("cache"), options.pop("pooling"), **options)
-        assert calls["train_pair"] == count and not equal(changed.pair, first.pair)
+        assert calls["train_pairs"] == count and not equal(changed.pair, first.pair)
     for note in run.out.glob("trained/*/losses.csv"):  # trainings that were broken off before their end
         note.unlink()
-    assert equal(run.train(clip, cache, "max", epochs=5).pair, first.pair) and calls["train_pair"] == 7
+    assert equal(run.train(clip, cache, "max", epochs=5).pair, first.pair) and calls["train_pairs"] == 7
 
 
 @pytest.mark.filterwarnings("ignore:scenes-RN never saw")
@@ -205,6 +205,52 @@ def test_unlocking_trains_the_backbone_and_leaves_clip_alone(clip):
     assert files.digest(model) != before and files.digest(clip.model) == own
     assert not any(p.requires_grad for p in model.parameters())
     eclip.similarity(clip.with_image_encoder(model).encode_image(images), torch.randn(1, 128), pair)
+
+
+def test_fresh_views_leave_trained_pairs_and_no_features(tmp_path, calls):
+    """All that notebooks 02, 03 and 05 train is trained while a view is there; nothing is made again for it."""
+    training = {
+        "epochs": 2,
+        "batch_size": 16,
+        "lr": 3e-3,
+        "weight_decay": 0.05,
+        "views": 2,
+        "augment": "deit",
+    }
+    settings = {"networks": "scenes-ViT-32", "pairs": "scenes:32", "trainings": 1, "limit": 2}
+    run = eclip.load_profile("demo", **settings, training=training, out=tmp_path)
+    clip = run.load_clip("scenes-ViT-32")
+    masks = pooling_ablation.masks_for(run, clip, run.load_masks())
+    cache = run.features(clip, masks)
+    poolings = [*pooling_ablation.paper_poolings(run), *cache.columns]
+    pooling_ablation.train_all(run, clip, cache, poolings)
+    pooling_ablation.train_all(run, clip, run.features(clip, masks), [run.chosen_mask], init="clip")
+    assert calls == {"train_pairs": 1} and len(list(tmp_path.glob("trained/*/pair.safetensors"))) == 9
+    assert not list(cache.folder.glob("*.safetensors")) and not list(tmp_path.glob("trained/*/state.pt"))
+
+
+def test_unlocking_goes_on_where_it_was_broken_off(clip, tmp_path, monkeypatch):
+    def unlock(resume=None):
+        model = eclip.load_attention("vit_tiny_patch16_224", None)
+        source = image_text.ScenePairs(count=12, size=4)
+        options = {"epochs": 2, "views": 2, "augment": "deit", "batch_size": 4, "every": 0, "resume": resume}
+        pair, history = dino_backbone.unlock(clip, model, source, **options)
+        return files.digest(model), files.digest(pair), list(history["loss"])
+
+    parts, read = [], image_text.ScenePairs.read
+
+    def watched(self, part):
+        parts.append(part.start)
+        if len(parts) == 5:
+            raise KeyboardInterrupt
+        return read(self, part)
+
+    whole = unlock()
+    monkeypatch.setattr(image_text.ScenePairs, "read", watched)
+    with pytest.raises(KeyboardInterrupt):
+        unlock(tmp_path / "state.pt")
+    assert unlock(tmp_path / "state.pt") == unlock(tmp_path / "state.pt") == whole
+    assert parts == [0, 4, 8, 0, 4, 4, 8]  # the fourth was done, the fifth broken off
 
 
 def test_methods_are_measured_and_compared(run):

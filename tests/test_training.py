@@ -42,7 +42,7 @@ def cached(clip, tmp_path_factory):
 
 
 def content(cache):
-    return {path.name: path.read_bytes() for path in sorted(cache.folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(cache.view().folder.iterdir())}
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def test_the_cache_holds_what_pooling_each_pair_alone_gives(clip, tmp_path):
     assert len(cache) == 4 and list(map(str, cache.columns)) == names
     rows = [pair for part in source.parts for pair in source.read(part)]
     for column in cache.columns:
-        read = [cache.read(shard, column) for shard in cache.shards]
+        read = [cache.view().read(shard, column) for shard in cache.view().shards]
         image, text = (torch.cat(parts) for parts in zip(*read, strict=True))
         for k, (_, scene, caption) in enumerate(rows):
             picture = scene.image
@@ -82,7 +82,7 @@ def test_a_resnet_cache_reads_the_feature_map_or_the_tokens(tmp_path):
     read = {"max": ("feature_map", features.feature_map), "tokens/max": ("tokens", features.tokens)}
     for column, (reads, tokens) in read.items():
         torch.testing.assert_close(
-            cache.read(cache.shards[0], column)[0], tokens.amax(1), atol=1e-4, rtol=1e-3
+            cache.view().read(cache.view().shards[0], column)[0], tokens.amax(1), atol=1e-4, rtol=1e-3
         )
         assert training.train_pair(resnet, cache, column, epochs=1, batch_size=2)[0].reads == reads
 
@@ -96,25 +96,94 @@ def test_ground_truth_masks_need_a_source_that_has_them(clip, tmp_path):
 def test_views_differ_and_workers_change_nothing(clip, tmp_path):
     source = ScenePairs(count=4, size=4)
     one, two = (caching.cache_features(clip, source, tmp_path / str(w), views=2, workers=w) for w in (0, 2))
-    assert content(one) == content(two) and len(one) == 8
-    first, second = (one.read(one.shards[0], "max", view)[0] for view in (0, 1))
-    assert torch.equal(torch.cat([first, second]), one.read(one.shards[0], "max")[0])
-    assert not torch.equal(first, second)
-    for epoch, rows in enumerate((first, second, first)):  # an epoch trains on one view of every pair
-        ((image, _),) = training.batches(one, "max", 4, 0, epoch)
-        assert sorted(image[:, 0].tolist()) == sorted(rows[:, 0].tolist())
+    assert content(one) == content(two) and len(one) == 4 and one.identity == two.identity
+    first, second = (view.read(view.shards[0], "max")[0] for view in map(one.view, (0, 1)))
+    assert not torch.equal(first, second) and one.view(2) is one.view(0)
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_dropped_views_give_the_numbers_of_kept_ones_on_the_disk_of_one(clip, tmp_path, broken):
+    """Views made when their epoch comes, several pairs side by side, also when they are broken off."""
+    masks = {"tiny": eclip.load_attention("vit_tiny_patch16_224", None)}
+    options = {"masks": masks, "views": 3, "batch_size": 8}
+    kept = caching.cache_features(clip, ScenePairs(**SOURCE), tmp_path / "kept", **options)
+    wanted = [{"pooling": p, "epochs": 4, "batch_size": 8, "lr": 1e-2} for p in ("max", "masked_max:tiny")]
+    alone = [training.train_pair(clip, kept, **settings) for settings in wanted]
+    folder, states, seen = tmp_path / "dropped", [tmp_path / "a.pt", tmp_path / "b.pt"], []
+
+    def watch(number, epoch, _):
+        seen.append((number, epoch))
+        shards = [path for path in folder.rglob("*.safetensors") if path.stat().st_size > 20_000]
+        assert len(shards) == len(kept.view().shards)  # those of the attention are smaller
+        if broken and seen == [(0, 1), (1, 1), (0, 2)]:
+            raise KeyboardInterrupt
+
+    def train():
+        cache = caching.cache_features(clip, ScenePairs(**SOURCE), folder, **options, keep=False)
+        assert cache.identity == kept.identity and len(cache) == len(kept)
+        return training.train_pairs(clip, cache, wanted, watch, states)
+
+    if broken:
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    for (pair, losses), (same, again) in zip(alone, train(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(pair.parameters(), same.parameters(), strict=True))
+        assert list(losses["loss"]) == list(again["loss"])
+    done = [(number, epoch) for epoch in range(1, 5) for number in (0, 1)]
+    assert seen == (done[:3] + done[2:] if broken else done)
+
+
+def test_a_masks_attention_is_computed_once_for_all_networks(tmp_path, monkeypatch):
+    """On equal views alone: another input size is another picture."""
+    mask, passes = eclip.load_attention("vit_tiny_patch16_224", None), []
+    monkeypatch.setattr(mask.model.patch_embed, "forward", counted(mask.model.patch_embed.forward, passes))
+    source, made = ScenePairs(count=4, size=2), {}
+    for network, size, fresh in (
+        ("scenes-ViT-32", None, 4),
+        ("scenes-RN", None, 0),
+        ("scenes-ViT-16", (288, 288), 4),
+    ):
+        clip, before = eclip.load_clip(network, None, **({"size": size} if size else {})), sum(passes)
+        together = caching.cache_features(clip, source, tmp_path / "shared", {"tiny": mask})
+        assert sum(passes) - before == fresh, network
+        apart = caching.cache_features(clip, source, tmp_path / network, {"tiny": mask})
+        made[network] = together.identity == apart.identity
+    assert all(made.values())
+
+
+def counted(forward, passes):
+    def call(images, *arguments, **options):
+        passes.append(len(images))
+        return forward(images, *arguments, **options)
+
+    return call
+
+
+def test_one_tar_more_makes_one_shard_more(clip, tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    pattern, made = f"{tmp_path}/{{a,b}}/*.tar", []
+    for colour, place in (
+        ("red", "a/0.tar"),
+        ("tan", "b/1.tar"),
+        ("blue", "b/0.tar"),
+    ):  # also one of that name
+        packed(tmp_path / place, [jpeg(colour)])
+        view = caching.cache_features(clip, WebPairs(pattern), tmp_path / "cache").view()
+        made.append({path: path.stat().st_mtime_ns for path in view.shards})
+    assert [len(shards) for shards in made] == [1, 2, 3]
+    assert made[0].items() <= made[1].items() <= made[2].items()
 
 
 def test_another_configuration_is_another_folder(clip, tmp_path):
     folders = {
-        caching.cache_features(clip, ScenePairs(count=2), tmp_path, **options).folder
-        for options in ({}, {"views": 2}, {"augment": None}, {"seed": 1})
+        caching.cache_features(clip, ScenePairs(count=2), tmp_path, **options).view().folder
+        for options in ({}, {"augment": None}, {"seed": 1})
     }
-    assert len(folders) == 4
+    assert len(folders) == 3
     for options in ({"precision": "bf16"}, {"size": (224, 448)}):
         other = eclip.load_clip("scenes-ViT-32", **options)
-        folders.add(caching.cache_features(other, ScenePairs(count=2), tmp_path).folder)
-    assert len(folders) == 6
+        folders.add(caching.cache_features(other, ScenePairs(count=2), tmp_path).view().folder)
+    assert len(folders) == 5
 
 
 def test_deits_augmentation_takes_every_picture(clip):
@@ -131,16 +200,16 @@ def test_deits_augmentation_takes_every_picture(clip):
 
 def test_damage_is_found_named_and_mended(clip, cached, tmp_path):
     cache = caching.cache_features(clip, ScenePairs(**SOURCE), tmp_path, batch_size=8)
-    before = content(cache)
-    cache.shards[0].write_bytes(cache.shards[0].read_bytes()[:-10])
-    flipped = bytearray(cache.shards[1].read_bytes())
+    before, view = content(cache), cache.view()
+    view.shards[0].write_bytes(view.shards[0].read_bytes()[:-10])
+    flipped = bytearray(view.shards[1].read_bytes())
     flipped[-5] ^= 1
-    cache.shards[1].write_bytes(flipped)
-    cache.shards[2].unlink()
+    view.shards[1].write_bytes(flipped)
+    view.shards[2].unlink()
     with pytest.warns(UserWarning, match="0000[01].safetensors is damaged"):
         caching.cache_features(clip, ScenePairs(**SOURCE), tmp_path, batch_size=8)
     assert content(cache) == before
-    for note, half in zip(sorted(cache.folder.glob("0*.json")), ("", "{", "[]"), strict=True):
+    for note, half in zip(sorted(view.folder.glob("0*.json")), ("", "{", "[]"), strict=True):
         note.write_text(half)  # what is no whole note is not believed
     caching.cache_features(clip, ScenePairs(**SOURCE), tmp_path, batch_size=8)
     assert content(cache) == before
@@ -204,8 +273,9 @@ def test_broken_images_of_a_web_dataset_are_skipped_and_counted(clip, tmp_path):
         UserWarning, match="3 of 5 pairs were skipped: 2 with a picture that cannot be .* 1 without"
     ):
         cache = caching.cache_features(clip, WebPairs(tmp_path / "*.tar"), tmp_path / "cache")
-    assert len(cache) == 2 and cache.about["skipped"] == 3
-    assert sum(len(text) for _, text in training.batches(cache, "max", 2, 0, 0)) == 2
+    assert len(cache) == 2
+    assert json.loads((cache.view().folder / "manifest.json").read_text())["skipped"] == 3
+    assert sum(len(text) for _, text in training.batches(cache.view(), "max", 2, 0, 0)) == 2
     with pytest.raises(FileNotFoundError, match="no image-caption pair"):
         WebPairs(tmp_path / "none-*.tar")
 
@@ -269,9 +339,9 @@ def test_mistakes_in_a_table_name_its_line(tmp_path):
 def test_a_damaged_note_counts_as_none(clip, tmp_path):
     source = ScenePairs(4, size=2)
     made = caching.cache_features(clip, source, tmp_path)
-    note = sorted(made.folder.glob("0*.json"))[0]
+    note = sorted(made.view().folder.glob("0*.json"))[0]
     whole = json.loads(note.read_text())
-    for key, value in [("pairs", None), ("pairs", 7), ("views", None), ("views", []), ("skipped", None)]:
+    for key, value in [("pairs", None), ("pairs", "7"), ("skipped", None)]:
         note.write_text(json.dumps(whole | {key: value}))
         assert len(caching.cache_features(clip, source, tmp_path)) == 4
         assert json.loads(note.read_text()) == whole
@@ -333,10 +403,11 @@ def test_the_schedule_is_warm_up_then_cosine():
 
 
 def test_every_row_is_served_once_an_epoch(cached):
-    seen = torch.cat([image for image, _ in training.batches(cached, "max", 8, seed=0, epoch=1)])
-    stored = torch.cat([cached.read(shard, "max")[0] for shard in cached.shards])
+    seen = torch.cat([image for image, _ in training.batches(cached.view(), "max", 8, seed=0, epoch=1)])
+    view = cached.view()
+    stored = torch.cat([view.read(shard, "max")[0] for shard in view.shards])
     assert sorted(seen.sum(1).tolist()) == sorted(stored.sum(1).tolist())
-    other = torch.cat([image for image, _ in training.batches(cached, "max", 8, seed=0, epoch=2)])
+    other = torch.cat([image for image, _ in training.batches(cached.view(), "max", 8, seed=0, epoch=2)])
     assert not torch.equal(seen, other)
 
 
@@ -431,19 +502,3 @@ def test_one_and_two_ranks_agree(clip, tmp_path):
     two = eclip.Projection.load(out, clip)
     torch.testing.assert_close(two.image.weight, pair.image.weight, atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(two.text.weight, pair.text.weight, atol=1e-5, rtol=1e-3)
-
-
-@torch.no_grad()
-def test_the_validation_loss_is_eq_9_on_full_batches(clip, cached):
-    pair = training.new_pair(clip, 128, "tokens")
-    rows = [cached.read(shard, "max") for shard in cached.shards]
-    image, text = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    slow = []
-    for start in range(0, len(text) // 8 * 8, 8):
-        rows = slice(start, start + 8)
-        i, t = (z / z.norm(dim=-1, keepdim=True) for z in (pair.image(image[rows]), pair.text(text[rows])))
-        odds = (clip.logit_scale * i @ t.T).double().exp()
-        own = odds.diagonal()
-        slow.append(float((-(own / odds.sum(0)).log() - (own / odds.sum(1)).log()).mean() / 2))
-    value = training.validation_loss(clip, cached, pair, "max", batch_size=8)
-    assert value == pytest.approx(sum(slow) / len(slow), rel=1e-4)

@@ -18,15 +18,15 @@ from torch.utils.benchmark import set_torch_threads, timer
 from .. import files
 from ..datasets import load_dataset
 from ..datasets.image_text import load_pairs
+from ..datasets.pair_views import augmentation
 from ..evaluation import batches, best_iou, evaluate, prompts, score_contrast, summarize
 from ..explainers import explainer
-from ..feature_cache import augmentation
 from ..method import itsm, similarity
 from ..networks.loading import load_clip
 from ..shift import channels, shift_statistics
 from . import bench_training as training
 from .bench_training import fastest, random_inputs, row
-from .resources import encoder_flops
+from .forecast import encoder_flops
 
 # ---------------------------------------------------------------------- maps
 

@@ -24,10 +24,11 @@ from ..datasets import load_dataset
 from ..datasets.image_text import ScenePairs
 from ..evaluation import evaluate
 from ..explainers import explainer
-from ..feature_cache import Cache, cache_features, encode_pairs
+from ..feature_cache import Cache, View, cache_features
 from ..networks.attention import load_attention
 from ..networks.clip import to_batch
 from ..networks.loading import load_clip
+from ..poolings import encode_pairs
 from ..training import train_pair
 
 # ---------------------------------------------------------------------- how it is measured
@@ -63,14 +64,8 @@ def _peak(function, arguments):
 def row(what, unit, ours, reference, target, ratio=None):
     """A line of the bench's table. ratio: ours by the reference's, where it is not the other way round."""
     ratio = ours / reference if ratio is None else ratio
-    return {
-        "what": what,
-        "unit": unit,
-        "ours": ours,
-        "reference": reference,
-        "ratio": ratio,
-        "target": target,
-    }
+    names = ("what", "unit", "ours", "reference", "ratio", "target")
+    return dict(zip(names, (what, unit, ours, reference, ratio, target), strict=True))
 
 
 def random_inputs(clip, images, texts):
@@ -98,7 +93,7 @@ def train_on_random_features(pairs, network="ViT-B-16", width=512):
     """An epoch over a random cache; the peak of memory (Linux) counts from its start on."""
     clip = load_clip(network, None)
     with tempfile.TemporaryDirectory() as folder:
-        cache = random_cache(folder, clip, pairs, width)
+        cache = RandomCache(folder, clip, pairs, width)
         if sys.platform == "linux":
             Path("/proc/self/clear_refs").write_text("5")
         train_pair(clip, cache, "max", epochs=1)
@@ -114,26 +109,26 @@ def cache_memory(small=32768, large=262144):
 
 
 class Uncached:
-    """What `train_pair` asks of a cache, by one that holds nothing: every read runs CLIP and DINO again, but
-    for the first, which only asks for the width. made: the cache of the same pairs."""
+    """A cache and its view that hold nothing: every read runs CLIP and DINO again, but for the first, which only
+    asks for the width. made: the cache of the same pairs."""
 
     def __init__(self, made, clip, masks, source):
-        self.made, self.clip, self.masks, self.source = made, clip, masks, source
-        self.about, self.shards, self.columns, self.identity = (
-            made.about,
-            made.shards,
-            made.columns,
-            made.identity,
-        )
-        self.reads = 0
+        self.made, self.clip, self.masks, self.source, self.reads = made, clip, masks, source, False
+        self.shards = made.view().shards
+
+    def __getattr__(self, name):
+        return getattr(self.made, name)
 
     def __len__(self):
         return len(self.made)
 
-    def read(self, shard, column, view=None):
-        self.reads += 1
-        if self.reads == 1:
-            return self.made.read(shard, column)
+    def view(self, epoch=0):
+        return self
+
+    def read(self, shard, column):
+        if not self.reads:
+            self.reads = True
+            return self.made.view().read(shard, column)
         part = self.source.parts[self.shards.index(shard)]
         columns = encode_pairs(self.clip, self.masks, self.source, part, self.about)[0]
         return columns[str(column)], columns["text"]
@@ -184,7 +179,7 @@ def all_poolings(device="cpu", network="ViT-B-16", mask="vit_small_patch16_224",
     images = to_batch(drawn.images, clip.device)
     undecoding = copy.copy(clip)  # decoding is no part of this
     undecoding.preprocess = lambda image: image
-    about = {"seed": 0, "views": 1, "batch_size": count, "augment": None}
+    about = {"seed": 0, "batch_size": count, "augment": None}
 
     def passes():
         clip.encode_image(images)
@@ -200,17 +195,21 @@ def all_poolings(device="cpu", network="ViT-B-16", mask="vit_small_patch16_224",
 # ---------------------------------------------------------------------- training
 
 
-def random_cache(folder, clip, pairs, width, size=8192):
+class RandomCache(Cache):
     """A cache of random features, written in shards of `size`."""
-    shards, notes = [], []
-    for first in range(0, pairs, size):
-        count = min(size, pairs - first)
-        path = Path(folder, f"{first:09d}.safetensors")
-        save_file({name: torch.randn(count, width) for name in ("max", "text")}, str(path))
-        shards.append(path)
-        notes.append({"pairs": count, "views": [count], "sha256": path.stem})
-    about = {**clip.identity, "columns": ["max"], "reads": "tokens", "views": 1, "augment": None}
-    return Cache(Path(folder), about | {"masks": {}, "pairs": {}}, shards, notes)
+
+    def __init__(self, folder, clip, pairs, width, size=8192):
+        self.keep, self.views, self.pairs, shards = True, 1, pairs, []
+        for first in range(0, pairs, size):
+            rows, path = min(size, pairs - first), Path(folder, f"{first:09d}.safetensors")
+            save_file({name: torch.randn(rows, width) for name in ("max", "text")}, str(path))
+            shards.append(path)
+        about = {"columns": ["max"], "reads": "tokens", "augment": None, "masks": {}, "pairs": {}}
+        self.about = clip.identity | about
+        self._there, self._notes = {0: View(Path(folder), shards, [])}, []
+
+    def __len__(self):
+        return self.pairs
 
 
 def training_rate(device="cpu", network="ViT-B-16", batch=1024, width=512, pairs=16384):
@@ -227,7 +226,7 @@ def training_rate(device="cpu", network="ViT-B-16", batch=1024, width=512, pairs
 
     ends = []
     with tempfile.TemporaryDirectory() as folder:
-        cache = random_cache(folder, clip, pairs, width)
+        cache = RandomCache(folder, clip, pairs, width)
         train_pair(clip, cache, "max", epochs=5, batch_size=batch, on_epoch=lambda *_: ends.append(timer()))
     bare = fastest([products], 20)[0] * (pairs // batch)
     what = f"training over the cache, C={width}, batch {batch}"

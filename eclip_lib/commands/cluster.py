@@ -5,6 +5,7 @@ worker costs one part, a rerun makes only what is missing, and a part that alway
 stop the rest. The folder must be one that every machine sees. docs/cluster.md plans GCC3M and CC12M."""
 
 import warnings
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 from .. import files
 from ..evaluation import evaluate
 from ..experiment import core_digest
-from ..feature_cache import CacheJob
+from ..feature_cache import Cache, CacheJob
 
 RETRIES = 2  # of a part whose worker died, before it is tried once more alone
 
@@ -85,20 +86,25 @@ def _pool(setup, numbers, workers, gpus, retries, errors, bar):
         bar.update()
 
 
-def cache_features(load, source, folder, workers=2, gpus=0, **options):
+def cache_features(load, source, folder, pool=2, gpus=0, workers=0, keep=True, **options):
     """`feature_cache.cache_features` on a cluster -> `Cache` of all parts that could be made, with a warning
     that names the others.
 
-    load: () -> (clip, masks), called in every worker. options: views, augment, seed, batch_size."""
+    load: () -> (clip, masks), called in every worker. pool: how many workers; workers: processes that decode
+    beside each. options: views, augment, seed, batch_size."""
     clip, masks = load()
     job = CacheJob(clip, source, folder, masks, **options)
 
-    def setup():
-        clip, masks = load()
-        return CacheJob(clip, source, folder, masks, **options).make
+    def fill(view):
+        def setup():
+            clip, masks = load()
+            return partial(CacheJob(clip, source, folder, masks, **options).make, view=view, workers=workers)
 
-    scatter(setup, len(source.parts), job.done, f"cache {job.folder}", workers, gpus)
-    return job.finish()
+        shards = job.views[view]
+        scatter(setup, len(source.parts), shards.done, f"cache {shards.folder}", pool, gpus)
+        return job.finish(view)
+
+    return Cache(job, fill, keep)
 
 
 def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_size=32):

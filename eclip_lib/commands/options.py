@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 import yaml
 
-ProfileOption = Annotated[str, typer.Option(help="demo, paper, or the path of a YAML file of that form")]
+ProfileOption = Annotated[
+    str, typer.Option(help="demo, photos, paper-quick, paper, or the path of a YAML file of that form")
+]
 Projected = Annotated[
     str | None, typer.Option(help="a trained pair for eclip: a file, a folder of pairs, or a name on the hub")
 ]

@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -33,17 +34,21 @@ def train(data, out, pooling, model, masked, features, settings):
         return load_clip(**model), masks
 
     clip, masks = load()
-    options = {"views": features["views"], "seed": settings["seed"]}
+    options = {"views": features["views"], "seed": settings["seed"], "workers": features["workers"]}
+    options["keep"] = features["views"] == 1  # of several the disk holds one at a time
+    folder = Path(features["cache"])
     if features["ray"]:
         gpus = int(model["device"].startswith("cuda"))
-        cached = cluster.cache_features(load, source, features["cache"], features["ray"], gpus, **options)
+        cached = cluster.cache_features(load, source, folder, features["ray"], gpus, **options)
     else:
-        cached = cache_features(
-            clip, source, features["cache"], masks, workers=features["workers"], **options
-        )
-    pair, history = train_pair(clip, cached, "masked_max:mask" if masked else pooling, **settings)
+        cached = cache_features(clip, source, folder, masks, **options)
+    pooling = "masked_max:mask" if masked else pooling
+    state = None if cached.keep else folder / f"training-{files.digest(str(out.absolute()))}.pt"
+    pair, history = train_pair(clip, cached, pooling, **settings, resume=state)
     if rank:
         return ""
+    if state:
+        cached.drop(), state.unlink(missing_ok=True)
     pair.save(out)
     files.write(curve, files.as_csv(history, index=False))
     losses = f"loss {history['loss'].iloc[0]:.3f} to {history['loss'].iloc[-1]:.3f}"

@@ -130,9 +130,8 @@ class WebPairs:
             found = [path for part in braceexpand(pattern) for path in glob.glob(part)]
         found = sorted(path for path in found if not Path(path).name.startswith("._"))
         self.parts = _nonempty(list({os.path.realpath(path): path for path in found}.values()), pattern)
-        stems = [Path(part).stem for part in self.parts]
-        distinct = len(set(stems) - {"manifest"}) == len(stems)  # the cache has a manifest.json of its own
-        self.names = stems if distinct else [files.digest(part.encode()) for part in self.parts]
+        # by its own path alone, so that one tar more renames none
+        self.names = [f"{Path(part).stem}-{files.digest(part.encode())[:6]}" for part in self.parts]
         self.about = {
             "source": "webdataset",
             "folder": ", ".join(sorted({str(Path(part).parent) for part in self.parts})),

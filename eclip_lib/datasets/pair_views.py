@@ -43,21 +43,20 @@ def _some_bits(level_fn, level, hparams):
 
 
 class PairViews(Dataset):
-    """One view of a part after another as (image, caption, mask or False), or None where an image is broken;
-    each is seeded by its own key, so that workers and restarts make no difference. masks: whether the
-    source's own masks come along."""
+    """View `view` of a part as (image, caption, mask or False), or None where an image is broken; each is seeded
+    by its own key, so that workers and restarts make no difference. masks: whether the source's own masks come
+    along."""
 
-    def __init__(self, source, items, transform, seed, views, masks=False):
-        self.source, self.items, self.transform, self.seed, self.views = source, items, transform, seed, views
+    def __init__(self, source, items, transform, seed, view=0, masks=False):
+        self.source, self.items, self.transform, self.seed, self.view = source, items, transform, seed, view
         self.masks = masks
 
     def __len__(self):
-        return len(self.items) * self.views
+        return len(self.items)
 
     def __getitem__(self, index):
-        view, item = divmod(index, len(self.items))
-        key, payload, caption = self.items[item]
-        number = int.from_bytes(hashlib.sha256(f"{self.seed} {key} {view}".encode()).digest()[:4], "big")
+        key, payload, caption = self.items[index]
+        number = int.from_bytes(hashlib.sha256(f"{self.seed} {key} {self.view}".encode()).digest()[:4], "big")
         random.seed(number), np.random.seed(number), torch.manual_seed(number)
         try:
             image = self.source.open(payload)

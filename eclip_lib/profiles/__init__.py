@@ -1,4 +1,4 @@
-"""Profiles: which networks, weights, datasets and device a run uses. `demo` and `paper` are YAML files beside
+"""Profiles: which networks, weights, datasets and device a run uses. Those of `SHIPPED` are YAML files beside
 this one; a profile may also be the path of another file of that form."""
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..networks.checkpoints import registry
 UNCHANGED = "profile"  # a parameter's value that means: as the profile says
 
 
-SHIPPED = ("demo", "paper")
+SHIPPED = ("demo", "photos", "paper-quick", "paper")
 
 
 INCIDENTAL = {"device", "root", "workers", "batch_size"}  # what moves no number of a table

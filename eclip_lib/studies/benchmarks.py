@@ -19,8 +19,14 @@ TABLE_1, TABLE_2 = ["clip", "rclip", "eclip"], ["clip", "grad_cam", "bi_model", 
 LATER = ["clip_surgery", "mask_clip", "sclip", "gem", "legrad", "rollout"]
 
 
+def has_pair(run):
+    """Whether ECLIP has a learned pair: trained in this run, or one's own."""
+    return bool(run.pairs or run.projection)
+
+
 def explainers_of(run, clip, methods):
-    """{method: explainer}; ECLIP with the pair that notebook 05 trained."""
+    """{method: explainer}; ECLIP with the pair that notebook 05 trained, in a run that trains."""
+    methods = [method for method in methods if method != "eclip" or has_pair(run)]
     options = {"eclip": {"projection": run.load_pair(clip)}} if "eclip" in methods else {}
     return {method: explainer(method, clip, **options.get(method, {})) for method in methods}
 
@@ -108,10 +114,11 @@ def table_4(run):
             dataset, clip = run.load_dataset(name), run.load_clip(network)
             scores, _, value = recognize(dataset, clip, run.workers, run.batch_size)
             lines.append({"dataset": name, "method": "CLIP", "mAP": value, "network": clip.title})
-            run.load_pair(clip)  # ECLIP's pair is read, and changes nothing of the class token's scores
+            if has_pair(run):
+                run.load_pair(clip)  # ECLIP's pair is read, and changes nothing of the class token's scores
             again, _, value = recognize(dataset, clip, run.workers, run.batch_size)
             same = bool((again == scores).all())
-            for method in ("RCLIP", "ECLIP"):
+            for method in ("RCLIP", "ECLIP") if has_pair(run) else ("RCLIP",):
                 lines.append(
                     {
                         "dataset": name,
@@ -186,16 +193,15 @@ def figure_1(run, name):
     """Fig. 1: ground truth, CLIP and ECLIP below each other, one network and image a column. Returns the
     figure."""
     shown = examples(run.load_dataset(name), len(run.networks))
-    images, titles, rows = [], [], {"ground truth": [], "CLIP": [], "ECLIP": []}
+    images, titles, rows = [], [], {"ground truth": []}
     for k, network in enumerate(run.networks):
         clip, example = run.load_clip(network), shown[k % len(shown)]
         images.append(example.image)
         titles.append(f"{clip.title}\n{example.largest}")
         rows["ground truth"].append(example.masks[example.largest])
         for method, explain in explainers_of(run, clip, ["clip", "eclip"]).items():
-            rows[about(method).name].append(
-                map_of(clip, explain, example.image, PROMPT.format(example.largest))
-            )
+            heat = map_of(clip, explain, example.image, PROMPT.format(example.largest))
+            rows.setdefault(about(method).name, []).append(heat)
     return plots.sheet([(images, panels) for panels in rows.values()], titles, list(rows), size=1.7)
 
 
@@ -206,10 +212,10 @@ def later(dataset, count, start):
 
 
 def figure_7(run, count=6):
-    """Fig. 7: ECLIP of the finest ViT (else the last network), images of every dataset, ground truth beside
-    the map."""
+    """Fig. 7: ECLIP (RCLIP where nothing is trained) of the finest ViT (else the last network), images of every
+    dataset, ground truth beside the map."""
     clip = run.load_clip((vits(run) or run.networks)[-1])
-    explain, rows = explainers_of(run, clip, ["eclip"])["eclip"], []
+    (method, explain), rows = list(explainers_of(run, clip, ["rclip", "eclip"]).items())[-1], []
     for name in run.datasets:
         images, panels = [], []
         for example in later(run.load_dataset(name), count // 2, start=20):
@@ -219,7 +225,7 @@ def figure_7(run, count=6):
         rows.append((images, panels))
     columns = min(len(panels) for _, panels in rows)
     rows = [(images[:columns], panels[:columns]) for images, panels in rows]
-    return plots.sheet(rows, (["ground truth", "ECLIP"] * count)[:columns], run.datasets, size=1.3)
+    return plots.sheet(rows, (["ground truth", about(method).name] * count)[:columns], run.datasets, size=1.3)
 
 
 def methods_sheet(run, network, count=4):

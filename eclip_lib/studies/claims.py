@@ -128,7 +128,8 @@ def _rougher(table, arguments):
 
 def _alike(table, arguments):
     """On the fine grid Bi-Model's maps of two classes correlate above 0.9."""
-    rows = table[(table["method"] == "bi_model") & (table["grid"] == table["grid"].max())]
+    fine = table["grid"].max() if table["grid"].nunique() > 1 else None
+    rows = table[(table["method"] == "bi_model") & (table["grid"] == fine)]
     lines = _sign(rows, ["likeness"])
     return lines.assign(**{c: lines[c] - 0.9 for c in ("value", "low", "high")})
 

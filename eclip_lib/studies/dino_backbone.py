@@ -3,26 +3,27 @@
 
 import math
 import time
+import warnings
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from timm.optim import create_optimizer_v2
 
-from .. import plots
+from .. import files, plots
 from ..datasets import examples
-from ..datasets.image_text import load_pairs
 from ..datasets.pair_views import LeftOut, PairViews, augmentation, usable
 from ..evaluation import table
 from ..explainers import explainer
-from ..feature_cache import Pooling
 from ..method import contrastive_loss
 from ..networks import demo
 from ..networks.attention import load_attention
 from ..networks.clip import Clip, loaded
+from ..poolings import Pooling
 from ..progress import tqdm
 from ..projection import Projection
-from ..training import new_pair
+from ..recipe import new_pair
+from ..training import read_state, write_state
 from .itsm_discovery import direction
 from .pooling_ablation import masks_for
 
@@ -73,7 +74,10 @@ def _unlocked(run, clip, model):
         other = clip.with_image_encoder(load_attention(model.name, shipped, run.device))
         pair = Projection.load(shipped.with_suffix(".pair.safetensors"), other)
         return Arm(other, pair, "as shipped, see its card")
-    pair, history = unlock(clip, model, load_pairs(run.pairs), seed=run.seed, workers=run.workers)
+    settings = run.training.model_dump() | {"seed": run.seed, "workers": run.workers}
+    settings["epochs"] = run.training.views  # one encoder pass a view, as the other arms take
+    state = run.out / "trained" / f"unlocked-{clip.network}.pt".replace("/", "_")
+    pair, history = unlock(clip, model, run.load_pairs(), **settings, optimizer="adamw", resume=state)
     return Arm(clip.with_image_encoder(model), pair, f"final training loss {history['loss'].iloc[-1]:.1f}")
 
 
@@ -85,52 +89,82 @@ def unlock(
     batch_size=64,
     lr=1e-3,
     weight_decay=0.05,
+    views=1,
+    augment=None,
     seed=0,
     workers=0,
-    augment=None,
+    optimizer="nmuon",
+    resume=None,
+    every=600,
 ):
     """Train a backbone and a new pair together by Eq. 3's contrastive loss on its class token; CLIP's text
     encoder stays locked.
 
-    Changes `backbone` in place. source: see `datasets.image_text`. Returns (`Projection`, DataFrame of step,
-    loss, seconds)."""
+    Changes `backbone` in place. source: see `datasets.image_text`; views: of its pairs, one an epoch in turn.
+    optimizer: a name of timm's. resume: a file from which a broken training goes on, written after a part
+    where `every` seconds have passed, and at the end. Returns (`Projection`, DataFrame of step, loss,
+    seconds)."""
+    about = [epochs, batch_size, lr, weight_decay, views, augment, seed, optimizer, source.about]
+    about += [[source.stamp(part) for part in source.parts], clip.identity, files.digest(backbone)]
+    key = files.digest([about, files.code_digest("studies/dino_backbone.py", "networks", "datasets")])
     torch.manual_seed(seed)
     model = clip.with_image_encoder(backbone.requires_grad_(True))
     pair = new_pair(clip, backbone.model.embed_dim, "tokens", seed).to(clip.device)
+    backbone.model.set_grad_checkpointing(batch_size > 256)  # else its activations fill a GPU
     learned = torch.nn.ModuleList([backbone.model, pair])
-    optimizer = create_optimizer_v2(learned, "nmuon", lr=lr, weight_decay=weight_decay)
+    stepper = create_optimizer_v2(learned, optimizer, lr=lr, weight_decay=weight_decay)
     transform, total, lines, begin = augmentation(clip, augment), None, [], time.perf_counter()
-    for epoch in range(epochs):
-        for number, part in enumerate(tqdm(source.parts, desc=f"unlocking {backbone.name}", unit="shard")):
+    kept, saved = (resume and read_state(resume, key)) or {"done": 0}, begin
+    if kept["done"]:
+        learned.load_state_dict(kept["learned"]), stepper.load_state_dict(kept["optimizer"])
+        torch.set_rng_state(kept["random"])
+        total, lines = kept["total"], kept["lines"]
+    todo = [(epoch, part) for epoch in range(epochs) for part in source.parts]
+    for done, (epoch, part) in enumerate(tqdm(todo, desc=f"unlocking {backbone.name}", unit="shard"), 1):
+        if done <= kept["done"]:
+            continue
+        try:
             items = usable(source.read(part), LeftOut())
-            total = total or epochs * len(source.parts) * max(1, len(items) // batch_size)
-            views = PairViews(source, items, transform, seed + epoch, 1)
-            for batch in loaded(views, batch_size, workers, shuffle=True):
-                batch = [item for item in batch if item is not None]
-                if len(batch) < 2:
-                    continue
-                step = len(lines)
-                wave = (1 + math.cos(math.pi * min(1, step / total))) / 2
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * min(1, (step + 1) / 100) * wave
-                images, captions, _ = zip(*batch, strict=True)
-                with torch.no_grad():
-                    text = clip.encode_text(list(captions))
-                feature = model.encode_image(torch.stack(images)).class_token
-                loss = contrastive_loss(pair, feature, text, clip.logit_scale)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                lines.append((epoch, number, step + 1, loss.item(), time.perf_counter() - begin))
-    backbone.requires_grad_(False)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{error}; the others go on", stacklevel=2)
+            continue
+        total = total or len(todo) * max(1, len(items) // batch_size)
+        seen = PairViews(source, items, transform, seed, epoch % views)
+        for batch in loaded(seen, batch_size, workers, shuffle=True):
+            batch = [item for item in batch if item is not None]
+            if len(batch) < 2:
+                continue
+            step = len(lines)
+            wave = (1 + math.cos(math.pi * min(1, step / total))) / 2
+            for group in stepper.param_groups:
+                group["lr"] = lr * min(1, (step + 1) / 100) * wave
+            images, captions, _ = zip(*batch, strict=True)
+            with torch.no_grad():
+                text = clip.encode_text(list(captions))
+            feature = model.encode_image(torch.stack(images)).class_token
+            loss = contrastive_loss(pair, feature, text, clip.logit_scale)
+            stepper.zero_grad()
+            loss.backward()
+            stepper.step()
+            lines.append((epoch, step + 1, loss.item(), time.perf_counter() - begin))
+        if resume and (time.perf_counter() - saved >= every or done == len(todo)):
+            state = {
+                "key": key,
+                "done": done,
+                "total": total,
+                "lines": lines,
+                "random": torch.get_rng_state(),
+            }
+            state |= {"learned": learned.state_dict(), "optimizer": stepper.state_dict()}
+            write_state(resume, state)
+            saved = time.perf_counter()
+    backbone.requires_grad_(False).model.set_grad_checkpointing(False)
     pair.metadata = {
         "network": model.network,
         "weights": clip.pretrained,
         "pooling": "attention, backbone unlocked",
     }
-    return pair.requires_grad_(False), pd.DataFrame(
-        lines, columns=["epoch", "shard", "step", "loss", "seconds"]
-    )
+    return pair.requires_grad_(False), pd.DataFrame(lines, columns=["epoch", "step", "loss", "seconds"])
 
 
 def arms_table(run, found):

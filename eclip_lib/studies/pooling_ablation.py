@@ -10,9 +10,9 @@ from .. import plots
 from ..datasets import examples
 from ..evaluation import gains, over_trainings, table
 from ..explainers import explainer
-from ..feature_cache import GROUND_TRUTH, Pooling
 from ..networks.attention import ClipAttention, noise, pixel_saliency
 from ..networks.loading import is_vit
+from ..poolings import GROUND_TRUTH, Pooling
 
 
 def masks_for(run, clip, models):
