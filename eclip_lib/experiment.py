@@ -144,31 +144,20 @@ class Run(Results):
         settings = self.training.model_dump(exclude={"views", "augment"}) | settings
         epochs = settings["epochs"]
         watched = sorted({1, 2, max(2, epochs // 4), epochs} & {*range(epochs + 1)})
-        every, missing = [], {}
+        every, missing = {}, {}
         for pooling, seed, init in wanted:
             about = {"pooling": str(Pooling.of(pooling)), **settings, "seed": self.seed + seed, "init": init}
-            folder = self.out / "trained" / files.digest([features.identity, about, self._made_by])
-            every.append(folder)
-            try:
-                _read_trained(folder, watched)
-            except (OSError, ValueError):  # not there, or not whole
-                missing[folder] = about
-        folders = list(missing)
-
-        def keep(number, epoch, pair):
-            if epoch in watched:
-                pair.save(folders[number] / f"epoch{epoch}.safetensors")
-
-        if missing:
-            states = None if features.keep else [folder / "state.pt" for folder in folders]
-            trained = train_pairs(clip, features, list(missing.values()), keep, states)
-            for folder, (pair, losses) in zip(folders, trained, strict=True):
-                pair.save(folder / "pair.safetensors")
-                files.write(folder / "losses.csv", files.as_csv(losses, index=False))
-                (folder / "state.pt").unlink(missing_ok=True)
-            if not features.keep:
-                features.drop()
-        return [_read_trained(folder, watched) for folder in every]
+            key = files.digest([features.identity, about, self._made_by])
+            every[pooling, seed, init] = self.out / "trained" / key, about
+        with files.alone(self.out / "trained" / f".{clip.network}.lock".replace("/", "_")):
+            for folder, about in every.values():
+                try:
+                    _read_trained(folder, watched)
+                except (OSError, ValueError):  # not there, or not whole
+                    missing[folder] = about
+            if missing:
+                _train(clip, features, missing, watched)
+        return [_read_trained(every[one][0], watched) for one in wanted]
 
     def evaluate(self, clip, dataset, explainers, observe=None) -> pd.DataFrame:
         """Rows of {method or (method, seed): explainer} on a dataset (a name, or a `Dataset`), see
@@ -216,6 +205,24 @@ def reported(name, method=None):
     """A table of the paper, quoted (`results/reported/`); `method` keeps one method's rows."""
     quoted = pd.read_csv(REPOSITORY / "results" / "reported" / f"{name}.csv")
     return quoted if method is None else quoted[quoted["method"] == method].reset_index(drop=True)
+
+
+def _train(clip, features, missing, watched):
+    """Train {folder: settings} side by side, and keep the pairs as they are after the `watched` epochs."""
+    folders = list(missing)
+
+    def keep(number, epoch, pair):
+        if epoch in watched:
+            pair.save(folders[number] / f"epoch{epoch}.safetensors")
+
+    states = None if features.keep else [folder / "state.pt" for folder in folders]
+    trained = train_pairs(clip, features, list(missing.values()), keep, states)
+    for folder, (pair, losses) in zip(folders, trained, strict=True):
+        pair.save(folder / "pair.safetensors")
+        files.write(folder / "losses.csv", files.as_csv(losses, index=False))
+        (folder / "state.pt").unlink(missing_ok=True)
+    if not features.keep:
+        features.drop()
 
 
 def _read_trained(folder, watched):
