@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 import eclip_lib as eclip
 from eclip_lib.networks.attention import moco_v3_state, resize_attention
 
-NETWORKS = ["vit_small_patch16_224.dino", "vit_small_patch8_224.dino", "vit_small_patch14_reg4_dinov2"]
+NETWORKS = ["vit_small_patch16_224.dino", "vit_small_patch14_reg4_dinov2"]
 
 
 def by_hand(backbone, images):
