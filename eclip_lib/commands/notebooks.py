@@ -168,9 +168,11 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
     A failed notebook does not stop the others; one that is done already, from the same contents, is skipped
     unless `force`. Returns {notebook name: "done", "skipped" or the error}."""
     parameters["part"] = ""
-    dropped = preflight.left_out(load_profile(profile, **parameters), go_on, tqdm.write)
-    parameters |= {"dropped": dropped} if dropped else {}
     run = load_profile(profile, **parameters)
+    training = any(map(trains, only or notebooks(run)))
+    if dropped := preflight.left_out(run, training, go_on, tqdm.write):
+        parameters["dropped"] = dropped
+        run = load_profile(profile, **parameters)
     given = {"profile": str(profile), **parameters, "out": str(run.out)}
     outcome, running = {}, {}
     waiting = sorted(only or notebooks(run), key=makes_pairs, reverse=True)  # others wait for these
