@@ -220,7 +220,7 @@ def load_profile(profile: str | Path = "demo", **parameters) -> Run:
 def open_run(variables) -> Run:
     """The run of a notebook from the variables of its parameters cell (`globals()`), see `load_profile`; says
     what is run, and begins the notebook's part of `run.json`."""
-    names = set(variables) & {*Profile.model_fields, "out", "part", "dropped"}
+    names = [name for name in (*Profile.model_fields, "out", "part", "dropped") if name in variables]
     run = load_profile(variables["profile"], **{name: variables[name] for name in names})
     print(f"profile {run.name}; {run.weights}")
     print(f"networks: {', '.join(run.networks)} | datasets: {', '.join(run.datasets)}")

@@ -1,6 +1,7 @@
 """What a run writes, tables, figures, pairs and `run.json`, and how it is checked against what is committed."""
 
 import io
+import re
 import time
 from datetime import datetime
 from pathlib import Path
@@ -127,6 +128,7 @@ class Results(Profile):
         """Add to `run.json` what this run is and has loaded so far, and how far one of its notebooks is, which
         began at `begin` (time.time)."""
         own = [f"{name} {getattr(self, name)}" for name in self.changed if name not in INCIDENTAL]
+        own = [re.sub("[][{}']", "", words) for words in own]
         about = {"changed": own, "dropped": self.dropped, **provenance.commit()}
         about["device"] = provenance.device_name(self.device)
         facts |= {"state": state, "when": datetime.fromtimestamp(begin).isoformat(timespec="seconds")}
