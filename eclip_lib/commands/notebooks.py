@@ -49,7 +49,7 @@ def names_in(path):
     calls = [
         node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
     ]
-    quoted = {word for call in calls if call.func.attr == "reported" for word in call.args}
+    quoted = {word for call in calls if call.func.attr in ("reported", "beside") for word in call.args}
     for node in set(ast.walk(tree)) - quoted:
         if isinstance(node, ast.JoinedStr) and node.values and isinstance(node.values[0], ast.Constant):
             found.add(node.values[0].value)

@@ -4,7 +4,7 @@ import pandas as pd
 import torch
 
 from ..evaluation import batches, counts, mean_interval, prompts, score_contrast, table
-from ..explainers import FeatureMap, maps, named
+from ..explainers import FeatureMap, Shared, maps, named
 from ..method import itsm
 from ..networks.attention import GRID, center_prior, noise, pixel_saliency
 
@@ -24,11 +24,12 @@ def text_free(clip, mask):
 def less_the_mean(explain):
     """An explainer's map less its mean over all texts: what is left is this text's alone."""
 
-    def centred(images, text):
-        found = explain(images, text)
+    def centred(found):
         return found - found.mean(1, keepdim=True)
 
-    return centred
+    if isinstance(explain, FeatureMap):
+        return FeatureMap(explain.clip, lambda features, text: centred(explain.of_features(features, text)))
+    return lambda images, text: centred(explain(images, text))
 
 
 @torch.no_grad()
@@ -42,14 +43,14 @@ def control_rows(dataset, clip, explainers, workers=0, batch_size=32):
         batch = batch.with_at_least(1)
         if not len(batch):
             continue
-        index = batch.index(dataset.classes)
+        index, shared = batch.index(dataset.classes), Shared(clip, batch.images)
         absent = torch.tensor([[i, _absent(batch.names[i], dataset.classes, t)] for i, t in index.tolist()])
         place = torch.tensor([k for names in batch.names for k in range(len(names))])
         for method, explain in explainers.items():
-            found = {"own": maps(explain, batch.images, text, index)}
-            found["absent"] = maps(explain, batch.images, text, absent.to(index.device))
-            if isinstance(explain, FeatureMap):
-                found["centred"] = maps(less_the_mean(explain), batch.images, text, index)
+            found = {"own": maps(explain, batch.images, text, index, shared)}
+            found["absent"] = maps(explain, batch.images, text, absent.to(index.device), shared)
+            if not hasattr(explain, "pairs"):
+                found["centred"] = maps(less_the_mean(explain), batch.images, text, index, shared)
             for p, (image, _) in enumerate(index.tolist()):
                 masks, void = batch.masks[image], batch.void[image]
                 one, others = masks[place[p]], masks.any(0) & ~masks[place[p]]
