@@ -11,7 +11,6 @@ from timm.optim import create_optimizer_v2
 
 from .. import plots
 from ..datasets import examples
-from ..datasets.image_text import load_pairs
 from ..datasets.pair_views import LeftOut, PairViews, augmentation, usable
 from ..evaluation import counts, t_interval, table
 from ..explainers import explainer
@@ -66,7 +65,7 @@ def unlocked(run, clip, name):
         other = clip.with_image_encoder(load_attention(model.name, shipped, run.device))
         pair = Projection.load(shipped.with_suffix(".pair.safetensors"), other)
         return Arm(other, pair, "as shipped, see its card")
-    pair, history = unlock(clip, model, load_pairs(run.pairs), seed=run.seed, workers=run.workers)
+    pair, history = unlock(clip, model, run.load_pairs(), seed=run.seed, workers=run.workers)
     return Arm(clip.with_image_encoder(model), pair, f"final training loss {history['loss'].iloc[-1]:.1f}")
 
 

@@ -89,5 +89,5 @@ def write_report(run, text):
     from nbconvert.filters import markdown2html
 
     page = f"<!doctype html><meta charset=utf-8><title>Reproduction report</title><style>{STYLE}</style>"
-    files.write(run.out / "report.md", text)
-    files.write(run.out / "report.html", page + markdown2html(text))
+    files.write(run.place / "report.md", text)
+    files.write(run.place / "report.html", page + markdown2html(text))
