@@ -16,6 +16,7 @@ from .evaluation import evaluate
 from .evaluation.evaluator import COLUMNS, read_rows
 from .feature_cache import Pooling, cache_features
 from .files import REPOSITORY
+from .networks import demo
 from .networks.attention import load_attention, mask_identity
 from .networks.loading import load_clip
 from .profiles import UNCHANGED, Profile, built, checked, read_settings
@@ -50,8 +51,10 @@ class Run(Results):
     @property
     def weights(self):
         """What the networks' weights are, in words for titles."""
-        random = self.pretrained is None
-        return "random weights: nothing here was learned" if random else f"weights: {self.pretrained}"
+        if self.pretrained is None:
+            return "random weights: nothing here was learned"
+        own = self.pretrained == "default" and set(self.networks) <= {*demo.NETWORKS}
+        return "this repository's mini CLIPs" if own else f"weights: {self.pretrained}"
 
     def load_clip(self, network, pretrained=UNCHANGED):
         """The network with the profile's weights, on the profile's device."""

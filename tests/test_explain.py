@@ -88,5 +88,5 @@ def test_a_demo_network_has_a_pair_of_its_own_and_the_help_names_every_method(ph
         run(photos / "photo0.jpg", TEXTS[0], "--method", "eclip", "--out", photos / "own.png").exit_code == 0
     )
     assert set(cli.METHODS.replace(" or ", ", ").split(", ")) == set(REGISTRY)
-    readme = (cli.Path(cli.__file__).parents[1] / "README.md").read_text()
-    assert all(f"| `{method}` |" in readme for method in REGISTRY)
+    using = (cli.Path(cli.__file__).parents[1] / "docs" / "using.md").read_text()
+    assert all(f"| `{method}` |" in using for method in REGISTRY)

@@ -47,7 +47,7 @@ def names_in(path):
     value, but those of tables that it quotes."""
     found, tree = set(), ast.parse(_source(path))
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
-    quoted = {word for call in calls if call.func.attr == "reported" for word in call.args}
+    quoted = {word for call in calls if call.func.attr in ("reported", "beside") for word in call.args}
     for node in set(ast.walk(tree)) - quoted:
         if isinstance(node, ast.JoinedStr) and node.values and isinstance(node.values[0], ast.Constant):
             found.add(node.values[0].value)
