@@ -20,8 +20,9 @@ from torch import nn
 from .. import files
 from ..method import ImageFeatures
 from . import demo
-from .checkpoints import hub, load_into, obtain, read_checkpoint, registered, registry
+from .checkpoints import hub, obtain, registered, registry
 from .encoders import embed_vit, residual_block
+from .state_dicts import load_into, read_checkpoint
 
 GRID = (14, 14)  # of masks that have none of their own
 
