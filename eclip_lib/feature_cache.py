@@ -8,6 +8,7 @@ configuration, so another configuration never meets old shards."""
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -117,7 +118,7 @@ def pooled_columns(features, attentions):
 @torch.no_grad()
 def encode_pairs(clip, masks, source, part, about, workers=0):
     """One part of a source -> ({column: [n, C]}, how many pairs of each view, `LeftOut`)."""
-    left_out = LeftOut()
+    left_out = LeftOut(partial(source.place, part))
     items = usable(source.read(part), left_out)
     counts, columns = [0] * about["views"], {}
     transform = augmentation(clip, about["augment"])

@@ -21,8 +21,9 @@ from torch import nn
 from .. import files
 from ..method import ImageFeatures
 from . import demo
-from .checkpoints import hub, load_into, obtain, read_checkpoint, registered, registry
+from .checkpoints import hub, obtain, registered, registry
 from .encoders import residual_block, vit_tokens
+from .state_dicts import load_into, read_checkpoint
 
 GRID = (14, 14)  # of masks that have none of their own
 REMEMBERED = 1000  # batches whose attention a model keeps: 50 MB of 64 images
