@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .commands.options import Out, ProfileOption, Projected, size_of, with_settings
+from .commands.options import Out, ProfileOption, Projected, about, argument, size_of, with_settings
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0], pretty_exceptions_enable=False
@@ -19,20 +19,18 @@ METHODS = "clip, rclip, eclip, grad_cam, bi_model, clip_surgery, mask_clip, scli
 
 @app.command()
 def explain(
-    photo: Annotated[str, typer.Argument(help="a picture, a folder or a glob")],
-    texts: Annotated[list[str], typer.Argument(help="one or more texts, e.g. 'a photo of the dog'")],
-    network: Annotated[
-        str, typer.Option(help="an open_clip model name, or a demo network")
-    ] = "scenes-ViT-32",
-    method: Annotated[str, typer.Option(help=METHODS)] = "rclip",
-    pretrained: Annotated[str, typer.Option(help="an open_clip tag or a checkpoint")] = "default",
+    photo: Annotated[str, argument("a picture, a folder or a glob")],
+    texts: Annotated[list[str], argument("one or more texts, e.g. 'a photo of the dog'")],
+    network: Annotated[str, about("an open_clip model name, or a demo network")] = "scenes-ViT-32",
+    method: Annotated[str, about(METHODS)] = "rclip",
+    pretrained: Annotated[str, about("an open_clip tag or a checkpoint")] = "default",
     projection: Projected = None,
     size: Annotated[
-        str | None, typer.Option(help="the network's input, e.g. 336 or 336x448, in place of its own square")
+        str | None, about("the network's input, e.g. 336 or 336x448, in place of its own square")
     ] = None,
-    out: Annotated[str, typer.Option(help="the overlay to write, or a folder for several")] = "heat.png",
-    json: Annotated[str | None, typer.Option(help="also write CLIP's scores as JSON")] = None,
-    npz: Annotated[str | None, typer.Option(help="also write the maps as npz")] = None,
+    out: Annotated[str, about("the overlay to write, or a folder for several")] = "heat.png",
+    json: Annotated[str | None, about("also write CLIP's scores as JSON")] = None,
+    npz: Annotated[str | None, about("also write the maps as npz")] = None,
     device: str = "cpu",
 ):
     """Show where a text is in your own pictures: one overlay a text, side by side."""
@@ -50,16 +48,12 @@ def explain(
 def reproduce(
     profile: ProfileOption = "demo",
     out: Out = None,
-    figure: Annotated[
-        str | None, typer.Option(help="only the notebooks that make this figure, e.g. 10")
-    ] = None,
-    table: Annotated[str | None, typer.Option(help="only the notebooks that make this table, e.g. 1")] = None,
-    force: Annotated[bool, typer.Option(help="run even what is done already")] = False,
-    go_on: Annotated[
-        bool, typer.Option(help="leave out networks, masks and datasets that are missing")
-    ] = False,
+    figure: Annotated[str | None, about("only the notebooks that make this figure, e.g. 10")] = None,
+    table: Annotated[str | None, about("only the notebooks that make this table, e.g. 1")] = None,
+    force: Annotated[bool, about("run even what is done already")] = False,
+    go_on: Annotated[bool, about("leave out networks, masks and datasets that are missing")] = False,
     dry_run: Annotated[
-        bool, typer.Option(help="only print what would run, what is missing and what it will cost")
+        bool, about("only print what would run, what is missing and what it will cost")
     ] = False,
     *,
     settings: dict,
@@ -105,11 +99,11 @@ def status(profile: ProfileOption = "paper", *, settings: dict):
 def fetch(
     names: Annotated[
         list[str],
-        typer.Argument(
-            help="voc2012, coco2017, imagenet-s50, coco2017-train, gcc3m, cc12m, or a checkpoint's file name"
+        argument(
+            "voc2012, coco2017, imagenet-s50, coco2017-train, gcc3m, cc12m, or a checkpoint's file name"
         ),
     ],
-    root: Annotated[Path, typer.Option(help="folder to unpack under")] = Path("data"),
+    root: Annotated[Path, about("folder to unpack under")] = Path("data"),
 ):
     """Download what may be downloaded, resumed and checked; print the exact steps for the rest."""
     from .commands import resources
@@ -122,8 +116,8 @@ def fetch(
 def promote(
     profile: ProfileOption = "demo",
     out: Out = None,
-    into: Annotated[str | None, typer.Option(help="folder to copy to; default results/<profile>")] = None,
-    partial: Annotated[bool, typer.Option(help="also a run that is not whole; its run.json says so")] = False,
+    into: Annotated[str | None, about("folder to copy to; default results/<profile>")] = None,
+    partial: Annotated[bool, about("also a run that is not whole; its run.json says so")] = False,
 ):
     """Copy a whole run's tables, figures and run.json to the committed results/ (what `make results` does)."""
     from .commands.promote import promote
@@ -134,10 +128,10 @@ def promote(
 @app.command()
 @with_settings
 def evaluate(
-    method: Annotated[str, typer.Argument(help=METHODS)] = "clip",
+    method: Annotated[str, argument(METHODS)] = "clip",
     profile: ProfileOption = "demo",
     out: Annotated[
-        Path | None, typer.Option(help="write one CSV of rows per network and dataset into this folder")
+        Path | None, about("write one CSV of rows per network and dataset into this folder")
     ] = None,
     ray: Annotated[
         int,
@@ -158,15 +152,11 @@ def evaluate(
 
 @app.command()
 def train(
-    data: Annotated[
-        str, typer.Argument(help="scenes:COUNT, coco:ROOT, coco-train:ROOT, web:GLOB or csv:PATH")
-    ],
-    out: Annotated[
-        Path, typer.Argument(help="the pair to write, .safetensors; its loss curve lies beside it as CSV")
-    ],
+    data: Annotated[str, argument("scenes:COUNT, coco:ROOT, coco-train:ROOT, web:GLOB or csv:PATH")],
+    out: Annotated[Path, argument("the pair to write, .safetensors; its loss curve lies beside it as CSV")],
     network: str = "scenes-ViT-32",
     pretrained: str = "default",
-    pooling: Annotated[str, typer.Option(help="attention, average, max or masked_max")] = "masked_max",
+    pooling: Annotated[str, about("attention, average, max or masked_max")] = "masked_max",
     mask: Annotated[
         str | None,
         typer.Option(
@@ -174,23 +164,20 @@ def train(
             "timm's vit_base_patch16_224.dino"
         ),
     ] = None,
-    mask_checkpoint: Annotated[
-        str, typer.Option(help="a local file, e.g. MoCo v3's, or 'random'")
-    ] = "default",
-    cache: Annotated[str, typer.Option(help="folder of the pooled-feature cache")] = "runs/cache",
+    mask_checkpoint: Annotated[str, about("a local file, e.g. MoCo v3's, or 'random'")] = "default",
+    cache: Annotated[str, about("folder of the pooled-feature cache")] = "runs/cache",
     views: Annotated[
-        int,
-        typer.Option(help="augmented views of each image; the paper augments afresh in each of 10 epochs"),
+        int, about("augmented views of each image; the paper augments afresh in each of 10 epochs")
     ] = 1,
     epochs: int = 10,
     batch_size: int = 1024,
     lr: float = 1e-4,
-    init: Annotated[str, typer.Option(help="random, or clip for a copy of CLIP's own pair")] = "random",
+    init: Annotated[str, about("random, or clip for a copy of CLIP's own pair")] = "random",
     seed: int = 0,
     workers: int = 2,
     device: str = "cpu",
     ray: Annotated[
-        int, typer.Option(help="fill the cache on so many Ray workers, on whatever cluster RAY_ADDRESS names")
+        int, about("fill the cache on so many Ray workers, on whatever cluster RAY_ADDRESS names")
     ] = 0,
 ):
     """Train a pair of projections by masked max pooling (§3.3); `torchrun --no-python eclip train …` uses
@@ -206,9 +193,7 @@ def train(
 
 
 @app.command()
-def bench(
-    device: str = "cpu", out: Annotated[Path | None, typer.Option(help="also write the table as CSV")] = None
-):
+def bench(device: str = "cpu", out: Annotated[Path | None, about("also write the table as CSV")] = None):
     """Measure speed and memory as ratios in one run."""
     from .commands import bench as command
 

@@ -16,6 +16,7 @@ from .evaluation import evaluate
 from .evaluation.evaluator import COLUMNS, read_rows
 from .feature_cache import cache_features
 from .files import REPOSITORY
+from .networks import demo
 from .networks.attention import load_attention, mask_identity
 from .networks.loading import load_clip
 from .poolings import Pooling
@@ -51,8 +52,10 @@ class Run(Results):
     @property
     def weights(self):
         """What the networks' weights are, in words for titles."""
-        random = self.pretrained is None
-        return "random weights: nothing here was learned" if random else f"weights: {self.pretrained}"
+        if self.pretrained is None:
+            return "random weights: nothing here was learned"
+        own = self.pretrained == "default" and set(self.networks) <= {*demo.NETWORKS}
+        return "this repository's mini CLIPs" if own else f"weights: {self.pretrained}"
 
     def load_clip(self, network, pretrained=UNCHANGED):
         """The network with the profile's weights, on the profile's device."""
@@ -73,7 +76,6 @@ class Run(Results):
             checkpoint = None if self.pretrained is None else checkpoint or "default"
             models[name] = load_attention(network, checkpoint, self.device)
             self.saw("weights", f"{name}, {network}", lambda model=models[name]: mask_identity(model)[1])
-            models[name].known = {}  # every network of the run shows them the same pictures
         return models
 
     def load_dataset(self, name, limit=UNCHANGED):
@@ -253,7 +255,7 @@ def load_profile(profile: str | Path = "demo", **parameters) -> Run:
 def open_run(variables) -> Run:
     """The run of a notebook from the variables of its parameters cell (`globals()`), see `load_profile`; says
     what is run, and begins the notebook's part of `run.json`."""
-    names = set(variables) & {*Profile.model_fields, "out", "part", "dropped"}
+    names = [name for name in (*Profile.model_fields, "out", "part", "dropped") if name in variables]
     run = load_profile(variables["profile"], **{name: variables[name] for name in names})
     print(f"profile {run.name}; {run.weights}")
     print(f"networks: {', '.join(run.networks)} | datasets: {', '.join(run.datasets)}")

@@ -1,8 +1,9 @@
-"""Files, once for everybody: atomic writes, and digests that stand for contents."""
+"""Files, once for everybody: what a user names, atomic writes, and digests that stand for contents."""
 
 import ast
 import errno
 import fcntl
+import glob
 import hashlib
 import io
 import json
@@ -20,7 +21,94 @@ _CLONE = Path(__file__).parents[1]
 REPOSITORY = _CLONE if (_CLONE / "notebooks").is_dir() else Path.cwd()
 
 
-# ---------------------------------------------------------------------- writing
+# ---------------------------------------------------------------------- what a user names
+
+
+def place(word) -> Path:
+    """The path that a user wrote: "~" is the home folder, unless something is called so."""
+    if not str(word):
+        raise ValueError("a path is empty; name a file or a folder")
+    return Path(word if os.path.lexists(word) else os.path.expanduser(word))
+
+
+def matching(pattern, expand=lambda rest: [rest]):
+    """A glob -> {each of its parts: sorted paths}. expand: what makes several parts of it (braces).
+
+    What exists is meant as it is written: a path, and the folders at the beginning of a pattern."""
+    path = place(pattern)
+    if path.exists():
+        return {str(path): [path]}
+    root = next(folder for folder in [*path.parents, Path()] if folder.is_dir())
+    found = {}
+    for part in expand(str(path.relative_to(root))):
+        found[part] = sorted(root / name for name in glob.glob(part, root_dir=root, recursive=True))
+    return found
+
+
+def few(names, total=None) -> str:
+    """The first three of a list in words: "a, b, c and 7 more"."""
+    first = [str(name) if len(str(name)) < 50 else f"{str(name)[:47]}…" for name in list(names)[:3]]
+    more = (len(names) if total is None else total) - len(first)
+    return ", ".join(first) + (f" and {more} more" if more else "")
+
+
+def named(word, *kinds) -> Path:
+    """The path of a file that a user wants written. Raises ValueError where its suffix is none of `kinds`."""
+    path = place(word)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it, like {path / f'out{kinds[0]}'}")
+    if path.suffix.lower() not in kinds:
+        raise ValueError(f"{path}: what is written there is a {kinds[0]} file; name it {path.stem}{kinds[0]}")
+    return path
+
+
+def require_free(outputs, inputs=()):
+    """What will be written takes no file's place that is read, nor each other's; folders are made. `outputs`:
+    paths of files. `inputs`: all files that are read.
+
+    Raises ValueError where an output is an input or another output, OSError where it cannot be written."""
+    outputs, seen = [Path(output) for output in outputs], set()
+    for output in outputs:
+        if len(os.fsencode(output.name)) > 255:
+            raise ValueError(f"{output.name[:40]}…: the name is too long for a file; give a shorter one")
+        if output.is_dir():
+            raise ValueError(f"{output} is a folder; give the file another name")
+        if output.resolve() in seen:
+            raise ValueError(f"{output} would be written twice; give each output a name of its own")
+        seen.add(output.resolve())
+    there = {node: output for output in outputs if (node := _node(output))}
+    for path in inputs if there else ():
+        if output := there.get(_node(path)):
+            raise ValueError(f"{output} is an input and would be written over; name another output")
+    for output in outputs:
+        folder = next(folder for folder in output.absolute().parents if folder.exists())
+        if not folder.is_dir():
+            raise OSError(f"{folder} is a file, so {output} cannot be written; name another place")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if not all(os.access(path, os.W_OK) for path in (output.parent, output) if path.exists()):
+            raise OSError(f"{output} cannot be written: it or its folder is read-only; name another place")
+
+
+def _node(path):
+    """The file behind a path, whatever leads to it (links, other spellings); None where there is none."""
+    try:
+        about = os.stat(path)
+        return about.st_dev, about.st_ino
+    except (OSError, ValueError):
+        return None
+
+
+# ---------------------------------------------------------------------- reading and writing
+
+
+def read_text(path) -> str:
+    """A user's text file, with or without a byte order mark. Raises ValueError where it is not UTF-8."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it first, e.g. with iconv"
+        ) from error
 
 
 @contextmanager
@@ -36,8 +124,7 @@ def replacing(path):
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise OSError(
-                error.errno,
-                f"no room for {path.name} in {path.parent}: free some space and run again, it resumes",
+                f"no room for {path.name} in {path.parent}: free some space and run again, it resumes"
             ) from error
         raise
     finally:

@@ -1,17 +1,24 @@
 """Figures: a map over its image, sheets of such overlays, and where the scores of foreground and background
 lie.
 
-Colours as in the paper: foreground red, background blue (`cmap="cividis"` is safe for every eye)."""
+A map lies over its image in grey, foreground red and background blue as in the paper (Moreland's diverging
+map, even to the eye; `cmap="cividis"` is safe for every eye). Masks are outlines, in one colour
+everywhere."""
+
+import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+import torch
 from matplotlib_inline.backend_inline import set_matplotlib_formats
+from PIL import Image
 
+from .evaluation import score_contrast
 from .explainers import map_of
 from .networks.clip import PROMPT
 
-CMAP = "jet"
+CMAP, OUTLINE = "coolwarm", "limegreen"
 
 
 def notebook_style():
@@ -25,42 +32,71 @@ def literally(text):
     return text.replace("$", r"\$")
 
 
-def overlay(image, heat=None, ax=None, title=None, cmap=CMAP, alpha=0.5):
-    """Draw an image (PIL) and over it a map: [H, W] in [0, 1], float or bool, array or tensor. Returns the
+def overlay(image, heat=None, ax=None, title=None, cmap=CMAP, alpha=0.65, mask=None, words=""):
+    """Draw an image (PIL), in grey where a map lies over it: `heat` [H, W] in [0, 1], array or tensor, whose
+    values lie in [0, 1]; a bool one is an outline, as `mask` is. `words` stand in the corner. Returns the
     axes."""
-    ax = ax or plt.gca()
-    ax.imshow(image)
-    if heat is not None:
-        ax.imshow(np.asarray(heat, dtype=float), cmap=cmap, vmin=0, vmax=1, alpha=alpha)
+    ax, drawn = ax or plt.gca(), None if heat is None else np.asarray(heat)
+    if drawn is not None and drawn.dtype == bool:
+        drawn, mask = None, drawn
+    ax.imshow(image if drawn is None else image.convert("L"), cmap="gray", vmin=0, vmax=255)
+    if drawn is not None:
+        ax.imshow(drawn.astype(float), cmap=cmap, vmin=0, vmax=1, alpha=alpha)
+    if mask is not None and np.any(mask) and not np.all(mask):
+        for colour, width in (("black", 1.6), (OUTLINE, 0.9)):
+            ax.contour(np.asarray(mask, dtype=float), [0.5], colors=colour, linewidths=width)
+    box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.85}
+    if words:
+        ax.text(0.03, 0.03, words, fontsize=7, transform=ax.transAxes, bbox=box)
     ax.set(xticks=[], yticks=[])
     ax.set_title(title or "", fontsize=8)
     return ax
 
 
 def sheet(rows, columns, names=None, cmap=CMAP, size=1.5):
-    """A sheet of overlays. rows: a list of (image, or one image a column; [map or None for each column]);
-    columns: their titles; names: a label for each row. Returns the figure."""
+    """A sheet of overlays with a colour bar. rows: a list of (image, or one image a column; panels, one a
+    column: None, a mask, a map, or `judged`); columns: their titles; names: a label for each row. Returns the
+    figure."""
     shape = len(rows), len(columns)
-    figure, axes = plt.subplots(*shape, figsize=(size * shape[1], size * shape[0]), squeeze=False)
-    for i, (image, maps) in enumerate(rows):
-        for j, heat in enumerate(maps):
+    figure, axes = plt.subplots(
+        *shape, figsize=(size * shape[1] + 0.5, size * shape[0] + 0.3), squeeze=False, layout="constrained"
+    )
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    for i, (image, panels) in enumerate(rows):
+        for j, panel in enumerate(panels):
             below = image[j] if isinstance(image, list) else image
-            overlay(below, heat, axes[i, j], columns[j] if i == 0 else None, cmap)
+            heat, mask, words = panel if isinstance(panel, tuple) else (panel, None, "")
+            title = columns[j] if i == 0 else None
+            overlay(below, heat, axes[i, j], title, cmap, mask=mask, words=words)
         if names:
-            axes[i, 0].set_ylabel(names[i], fontsize=9)
-    figure.tight_layout(pad=0.4)
+            axes[i, 0].set_ylabel(names[i], fontsize=8)
+    if any(len(ax.images) > 1 for ax in axes.flat):
+        scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), cmap)
+        bar = figure.colorbar(scale, ax=axes, shrink=min(1, 1.6 / shape[0]), aspect=18, pad=0.01)
+        bar.set_ticks([0, 1], labels=["0", "1"], fontsize=7)
+        bar.set_label("score in the map", fontsize=7, labelpad=-4)
     return figure
 
 
-def map_sheet(examples, explainers, size=1.5):
-    """Images, ground truth and the maps of {title: (clip, explainer)}, one `Example` and its largest class a
-    row. Returns the figure."""
-    rows = []
-    for example in examples:
-        text = PROMPT.format(example.largest)
+def judged(example, name, heat):
+    """A panel of `sheet`: a map [H, W] with the outline of one class and its contrast (mSC of this one pair,
+    %)."""
+    mask = example.masks[name]
+    void = None if example.void is None else torch.from_numpy(example.void)
+    contrast = score_contrast(torch.as_tensor(heat), torch.from_numpy(mask), void)
+    return heat, mask, f"{100 * float(contrast):+.0f}"
+
+
+def map_sheet(shown, explainers, size=1.5):
+    """Images, ground truth and the maps of {title: (clip, explainer)} with their contrast (%), one row an
+    `Example` (its largest class), or an (`Example`, class). Returns the figure."""
+    rows, names = [], []
+    for item in shown:
+        example, name = item if isinstance(item, tuple) else (item, item.largest)
+        text = PROMPT.format(name)
         maps = [map_of(clip, explain, example.image, text) for clip, explain in explainers.values()]
-        rows.append((example.image, [None, example.masks[example.largest], *maps]))
-    names = [example.largest for example in examples]
+        rows.append((example.image, [None, example.masks[name], *(judged(example, name, m) for m in maps)]))
+        names.append(textwrap.fill(text, 14))
     return sheet(rows, ["image", "ground truth", *explainers], names, size=size)
 
 
@@ -112,7 +148,7 @@ def intervals(table, value, label, group="dataset", name="network", reference=0,
 SHIFT_COLOURS = {
     "background to foreground": "tab:blue",
     "foreground to background": "tab:red",
-    "not shifted": "dimgray",
+    "not shifted": "#404040",
 }
 
 
@@ -131,8 +167,9 @@ def point_map(image, place, pooled, grid, kinds=None, ax=None, title=None, seed=
     colours = np.array(list(SHIFT_COLOURS.values()))[
         np.full(len(place), 2) if kinds is None else np.asarray(kinds)
     ]
-    overlay(image, ax=ax, title=title)
-    ax.scatter(x, y, s=size, c=colours, alpha=0.75, linewidths=0.4, edgecolors="white")
+    pale = Image.blend(image.convert("L"), Image.new("L", image.size, 255), 0.6)
+    overlay(pale, ax=ax, title=title)
+    ax.scatter(x, y, s=size, c=colours, alpha=0.9, linewidths=0.6, edgecolors="white")
     for k in range(1, width):
         ax.axvline(k * image.width / width, color="white", linewidth=0.3, alpha=0.6)
     for k in range(1, height):
@@ -155,73 +192,21 @@ def shift_legend(figure):
     )
 
 
+VERDICT_COLOURS = {"above": "#2c7bb6", "undecided": "#cccccc", "below": "#d7191c"}
+
+
 def verdict_chart(verdicts, ax):
-    """One bar a claim of `claims.judge_all`: the share of its cases that hold, green where all do."""
+    """One bar a claim of `claims.judge_all`: how many of its cases lie above 0, are undecided, lie below;
+    the verdict stands beside it."""
+    counts = verdicts[list(VERDICT_COLOURS)]
+    shares = counts.div(counts.sum(axis=1).replace(0, 1), axis=0)
+    for kind, left in zip(shares, (shares.cumsum(axis=1) - shares).to_numpy().T, strict=True):
+        ax.barh(range(len(shares)), shares[kind], left=left, color=VERDICT_COLOURS[kind], label=kind)
     for k, (_, verdict) in enumerate(verdicts.iterrows()):
-        if verdict["cases"]:
-            good, count = map(int, verdict["cases"].split(" of "))
-            ax.barh(k, good / count, color="tab:green" if good == count else "tab:orange")
-        ax.barh(k, 1, color="lightgray" if verdict["cases"] else "white", zorder=0)
-        ax.text(0.01, k, verdict["cases"] or "not measured", va="center", fontsize=6)
-    ax.set_yticks(
-        range(len(verdicts)), [f"{k}. {c[:70]}" for k, c in enumerate(verdicts["claim"], 1)], fontsize=7
-    )
-    ax.set(xlim=(0, 1), ylim=(len(verdicts) - 0.5, -0.5), xticks=[0, 0.5, 1])
-    ax.figure.tight_layout()
+        cases = " · ".join(map(str, verdict[list(VERDICT_COLOURS)])) if counts.iloc[k].sum() else ""
+        ax.text(1.02, k, f"{verdict['verdict']}  {cases}", va="center", fontsize=7)
+    labels = [textwrap.fill(f"{k}. {claim}", 90) for k, claim in enumerate(verdicts["claim"], 1)]
+    ax.set_yticks(range(len(labels)), labels, fontsize=7)
+    ax.set(xlim=(0, 1), ylim=(len(labels) - 0.5, -0.5), xticks=[])
+    ax.legend(frameon=False, fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0))
     return ax
-
-
-def architecture():
-    """Fig. 5, drawn anew: what is locked (grey), what learns (green), what is used in training alone
-    (dashed). Returns the figure."""
-    figure, ax = plt.subplots(figsize=(10, 3.1))
-    boxes = {
-        "image": (0, 2.0, "image", "white"),
-        "text": (0, 0, "text", "white"),
-        "encoder": (1.6, 2.0, "CLIP image\nencoder", "lightgray"),
-        "reader": (1.6, 0, "CLIP text\nencoder", "lightgray"),
-        "dino": (1.6, 1.0, "DINO\nattention A", "white"),
-        "pool": (3.6, 2.0, "masked max\npooling (Eq. 7)", "white"),
-        "phi_i": (5.4, 2.0, r"$\hat\phi_i$", "palegreen"),
-        "phi_t": (5.4, 0, r"$\hat\phi_t$", "palegreen"),
-        "loss": (7.0, 1.4, "InfoNCE\n(Eq. 9)", "white"),
-        "map": (7.0, 0.4, "cosine, resize,\nmin-max: the map", "white"),
-    }
-    arrows = {
-        ("image", "encoder"): "",
-        ("text", "reader"): "",
-        ("image", "dino"): "",
-        ("encoder", "pool"): "tokens $F_i$",
-    }
-    arrows |= {
-        ("dino", "pool"): "A",
-        ("pool", "phi_i"): "$F_{mc}$",
-        ("reader", "phi_t"): "$F_t$",
-        ("phi_i", "loss"): "",
-    }
-    arrows |= {("phi_t", "loss"): "", ("phi_t", "map"): "", ("phi_i", "map"): ""}
-    dashed = {"dino", "pool", "loss"}
-    for name, (x, y, label, colour) in boxes.items():
-        style = {
-            "boxstyle": "round,pad=0.35",
-            "fc": colour,
-            "ec": "black",
-            "ls": "--" if name in dashed else "-",
-        }
-        ax.text(x, y, label, ha="center", va="center", fontsize=9, bbox=style)
-    for (start, end), label in arrows.items():
-        (x0, y0, *_), (x1, y1, *_) = boxes[start], boxes[end]
-        style = "--" if start in dashed or end in dashed else "-"
-        half = lambda name: 0.3 if "phi" in name else 0.65  # noqa: E731
-        ax.annotate(
-            "", (x1 - half(end), y1), (x0 + half(start), y0), arrowprops={"arrowstyle": "->", "ls": style}
-        )
-        ax.text((x0 + x1) / 2, (y0 + y1) / 2 + 0.14, label, ha="center", fontsize=8)
-    over = {"arrowstyle": "->", "connectionstyle": "arc3,rad=-0.25"}
-    ax.annotate("", (5.3, 2.3), (1.8, 2.4), arrowprops=over)
-    ax.text(3.55, 2.6, "at test time: every token $F_i$, no mask", ha="center", fontsize=8)
-    ax.set(xlim=(-0.7, 8), ylim=(-0.5, 3.1))
-    ax.axis("off")
-    ax.set_title("ECLIP: grey is locked, green learns, dashed is used in training alone", fontsize=10)
-    figure.tight_layout()
-    return figure

@@ -1,6 +1,7 @@
 """Every pooling of image-text pairs in one pass over them (§3.3, Eq. 7): the columns of the feature cache."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +77,8 @@ def encode_pairs(clip, masks, source, part, about, view=0, workers=0, attention=
 
     attention: {name: A of every pair on the mask's own grid, nan where it is not known}, of the self-supervised
     masks; what is not known is added."""
-    left_out, columns, attention = LeftOut(), {}, {} if attention is None else attention
+    left_out, columns = LeftOut(partial(source.place, part)), {}
+    attention = {} if attention is None else attention
     items = usable(source.read(part), left_out)
     for name, mask in masks.items():
         if isinstance(mask, SelfAttention):

@@ -44,6 +44,8 @@ def shown():
 
         def follow():
             last = ""
+            if done.wait(PAUSE[0]):  # processes are forked first: none may inherit the lock of a bar
+                return
             with std.tqdm(bar_format="{desc}", position=1, leave=False, disable=not terminal) as bar:
                 while not done.wait(PAUSE[not terminal]):
                     line = told.read_text() if told.exists() else ""

@@ -72,7 +72,7 @@ class Projection(nn.Module, ModelHubMixin):
     def find(cls, where: str | Path, clip) -> "Projection":
         """A pair for `clip` by a word: a file, a folder of pairs (the network's, as notebook 05 names it), or
         a repository on the hub. Raises FileNotFoundError, ValueError, OSError."""
-        path = Path(where).expanduser()
+        path = files.place(where)
         if path.is_dir():
             own = path / f"{clip.network}-ECLIP.safetensors"
             return cls.load(own if own.is_file() else path / HUB_FILE, clip)

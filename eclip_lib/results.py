@@ -1,6 +1,7 @@
 """What a run writes, tables, figures, pairs and `run.json`, and how it is checked against what is committed."""
 
 import io
+import re
 import time
 from datetime import datetime
 from pathlib import Path
@@ -67,14 +68,12 @@ class Results(Profile):
         return table
 
     def save_figure(self, figure, name):
-        """Write a matplotlib figure of this run as PNG; of rendered scenes in 256 colours, which take a
-        quarter of the space."""
-        picture, small = io.BytesIO(), io.BytesIO()
-        figure.savefig(picture, dpi=100, bbox_inches="tight")
-        image = Image.open(picture).convert("RGB")
-        if all(name.startswith("scenes") for name in self.datasets):
-            image = image.quantize(256, dither=Image.Dither.NONE)
-        image.save(small, "PNG", optimize=True)
+        """Write a matplotlib figure of this run as an RGB PNG: plots at 200 dpi, sheets of pictures, which
+        are small themselves, at 100."""
+        drawn, small = io.BytesIO(), io.BytesIO()
+        pictures = any(ax.images for ax in figure.axes)
+        figure.savefig(drawn, dpi=100 if pictures else 200, bbox_inches="tight")
+        Image.open(drawn).convert("RGB").save(small, "PNG", optimize=True)
         files.write(self.path("figures", name), small.getvalue())
 
     def save_timings(self, table):
@@ -127,6 +126,7 @@ class Results(Profile):
         """Add to `run.json` what this run is and has loaded so far, and how far one of its notebooks is, which
         began at `begin` (time.time)."""
         own = [f"{name} {getattr(self, name)}" for name in self.changed if name not in INCIDENTAL]
+        own = [re.sub("[][{}']", "", words) for words in own]
         about = {"changed": own, "dropped": self.dropped, **provenance.commit()}
         about["device"] = provenance.device_name(self.device)
         facts |= {"state": state, "when": datetime.fromtimestamp(begin).isoformat(timespec="seconds")}

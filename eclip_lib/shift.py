@@ -68,11 +68,14 @@ def shift_statistics(values, pooled, foreground, grid):
     """All of it for a batch's `channels` -> (dict of [B] statistics, shifted bool [B, D]). foreground: bool
     [B, N].
 
-    B2F, F2B, same: numbers of channels under attention against max pooling; distinct_<pooling>,
+    B2F, F2B, same: numbers of channels under attention against max pooling; on_max, on_attention: of those
+    whose position is foreground; tokens: share of the tokens that are; distinct_<pooling>,
     distance_<pooling>: `dispersion`."""
     place = {name: positions(values, value) for name, value in pooled.items()}
     b2f, f2b = semantic_shift(place["max"], place["attention"], foreground)
     result = {"B2F": b2f.sum(1), "F2B": f2b.sum(1), "same": (~(b2f | f2b)).sum(1)}
+    result |= {f"on_{name}": foreground.gather(1, place[name]).sum(1) for name in ("max", "attention")}
+    result["tokens"] = foreground.double().mean(1)
     for name in POOLINGS:
         result[f"distinct_{name}"], result[f"distance_{name}"] = dispersion(place[name], place["max"], grid)
     return result, b2f | f2b

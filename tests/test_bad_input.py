@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import struct
 import tarfile
 import warnings
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export import write_coco, write_voc
+from export import write_coco, write_imagenet_s, write_voc
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -143,30 +144,59 @@ TABLES = {  # file name: its content
     "quotes.csv": b'filepath\ttitle\nred.png\t"a circle\nred.png\ta 5" square\nred.png\ta "red" star\n',
     "empty.csv": b"filepath\ttitle\nred.png\ta circle\nred.png\t \n",
     "tab.csv": b"filepath\ttitle\t\nred.png\ta circle\t\n",
+    "bom.csv": b"\xef\xbb\xbffilepath\ttitle\nred.png\ta circle\n",
+}
+WEIGHTS = {  # file name: what is saved in place of scenes-ViT-32's weights
+    "list.pt": lambda state: [1, 2],
+    "note.pt": lambda state: {"epoch": 1},
+    "numbers.pt": lambda state: {0: torch.ones(2)},
+    "integers.pt": lambda state: state | {"visual.proj": state["visual.proj"].to(torch.int8)},
+    "complex.pt": lambda state: state | {"visual.proj": state["visual.proj"].to(torch.complex64)},
+    "sparse.pt": lambda state: state | {"visual.proj": state["visual.proj"].to_sparse()},
+    "several.pt": lambda state: {"ema": {k: v * 0 for k, v in state.items()}, "state_dict": state},
+    "own.pt": lambda state: {"weights": {f"module._orig_mod.{k}": v for k, v in state.items()}},
+    "small.pt": lambda state: eclip.load_clip("scenes-ViT-16").model.state_dict(),
 }
 
 
-@pytest.fixture()
-def place(tmp_path):
-    """A folder with a picture, a small VOC, a small COCO, captions, checkpoints and pairs, to be spoilt."""
-    scenes = eclip.load_dataset("scenes", limit=4)
-    RED.save(tmp_path / "red.png")
-    write_voc(tmp_path / "voc", scenes)
-    write_voc(tmp_path / "a=b", scenes)
-    write_coco(tmp_path / "coco", scenes)
-    (tmp_path / "empty").mkdir(), (tmp_path / "maps.v2").mkdir()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with pictures, small datasets, captions, checkpoints and pairs."""
+    tmp_path, scenes = tmp_path_factory.mktemp("whole"), eclip.load_dataset("scenes", limit=4)
+    for folder in ("empty", "maps.v2", "[1]{a}"):
+        (tmp_path / folder).mkdir()
+    RED.save(tmp_path / "red.png"), RED.save(tmp_path / "[1]{a}" / "red.jpg")
+    for name, write in {
+        "voc": write_voc,
+        "a=b": write_voc,
+        "coco": write_coco,
+        "ins": write_imagenet_s,
+    }.items():
+        write(tmp_path / name, scenes)
     state = eclip.load_clip("scenes-ViT-32").model.state_dict()
     changed = {"nan": lambda v: v * float("nan"), "shape": lambda v: v[:5], "other": lambda v: v + 0.01}
     for name, change in changed.items():
         weights = {k: (change(v) if k == "visual.proj" else v).contiguous() for k, v in state.items()}
         save_file(weights, str(tmp_path / f"{name}.safetensors"))
     (tmp_path / "cut.safetensors").write_bytes(demo.checkpoint("scenes-ViT-32").read_bytes()[:5000])
-    torch.save([1, 2], tmp_path / "list.pt"), torch.save({"epoch": 1}, tmp_path / "note.pt")
+    for name, change in WEIGHTS.items():
+        torch.save(change(state), tmp_path / name)
+    shutil.copy(tmp_path / "other.safetensors", tmp_path / "other.bin")
+    (tmp_path / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
+    (tmp_path / "shards").mkdir()
+    names = {name: f"{number % 2}.safetensors" for number, name in enumerate(state)}
+    for file in set(names.values()):
+        part = {name: state[name].contiguous() for name in state if names[name] == file}
+        save_file(part, str(tmp_path / "shards" / file))
+    (tmp_path / "shards" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (tmp_path / "shards" / "config.json").write_text('{"vision_config": "none", "model_cfg": 3}')
     eclip.load_clip("scenes-ViT-32").projection.save(tmp_path / "pair.safetensors")
     for name, content in TABLES.items():
         (tmp_path / name).write_bytes(content)
     whole = {"1.jpg": JPEG, "1.txt": b"a circle", "2.v1.gif": GIF, "2.v1.json": b'{"caption": "a star"}'}
-    packed(tmp_path / "whole.tar", whole | {"._1.jpg": b"x", "3.txt": b"no picture", "4.jpg": JPEG})
+    whole |= {"._1.jpg": b"x", "3.txt": b"no picture", "4.jpg": JPEG, "5.jpg": JPEG, "5.txt": b"caf\xe9"}
+    for name in ("whole.tar", "[1]{a}/same.tar", "tar.safetensors"):
+        packed(tmp_path / name, whole)
     (tmp_path / "cut.tar").write_bytes((tmp_path / "whole.tar").read_bytes()[:1200])
     with tarfile.open(tmp_path / "whole.tar") as tar:
         end = tar.getmembers()[2].offset
@@ -174,10 +204,28 @@ def place(tmp_path):
     return tmp_path
 
 
+@pytest.fixture()
+def place(whole, tmp_path):
+    """That folder, to be spoilt."""
+    return Path(shutil.copytree(whole, tmp_path / "place"))
+
+
+INSTANCES = "coco/annotations/instances_val2017.json"
+
+
 def coco(place, change):
-    path = place / "coco" / "annotations" / "instances_val2017.json"
-    about = json.loads(path.read_text())
-    path.write_text(json.dumps(change(about) or about))
+    about = json.loads((place / INSTANCES).read_text())
+    (place / INSTANCES).write_text(json.dumps(change(about) or about))
+
+
+def first(**changes):
+    """What changes COCO's first annotation."""
+    return lambda place: coco(place, lambda about: about["annotations"][0].update(changes))
+
+
+def category(**new):
+    """What adds a category to COCO's."""
+    return lambda place: coco(place, lambda about: about["categories"].append(new))
 
 
 def voc_mask(place, mask):
@@ -186,7 +234,13 @@ def voc_mask(place, mask):
 
 
 def rewrite(path, change):
-    path.write_text(change(path.read_text()))
+    changed = change(path.read_text())
+    path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+
+
+def imagenet_mask(place, *colour):
+    path = sorted((place / "ins").glob("validation-segmentation/*/*.png"))[0]
+    Image.new("RGB", SIZE, colour).save(path)
 
 
 def as_words(about):
@@ -196,27 +250,52 @@ def as_words(about):
         note["image_id"] = str(note["image_id"])
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:2000])
+
+
 SIZE, VOC = (224, 224), "voc/VOCdevkit/VOC2012"
+LISTING = f"{VOC}/ImageSets/Segmentation/val.txt"
 SPOILT = {  # name of a case: what is done to the place first
     "VOC: a greyscale mask": lambda p: voc_mask(p, np.full(SIZE, 3, np.uint8)),
     "VOC: a colour mask": lambda p: voc_mask(p, np.zeros((*SIZE, 3), np.uint8)),
     "VOC: a mask of another size": lambda p: voc_mask(p, np.zeros((9, 9), np.uint8)),
     "VOC: a label out of range": lambda p: voc_mask(p, np.full(SIZE, 21, np.uint8)),
-    "VOC: an image listed twice": lambda p: rewrite(
-        p / VOC / "ImageSets/Segmentation/val.txt", lambda t: t * 2
-    ),
+    "VOC: an image listed twice": lambda p: rewrite(p / LISTING, lambda t: t * 2),
+    "VOC: a list with a byte order mark": lambda p: rewrite(p / LISTING, lambda t: "\ufeff" + t),
+    "VOC: a list in UTF-16": lambda p: rewrite(p / LISTING, lambda t: t.encode("utf-16")),
+    "VOC: an empty list": lambda p: (p / LISTING).write_text("\n"),
+    "VOC: no list": lambda p: (p / LISTING).unlink(),
     "VOC: an image that is gone": lambda p: sorted((p / VOC / "JPEGImages").glob("*"))[0].unlink(),
-    "COCO: a category out of range": lambda p: coco(p, lambda a: a["annotations"][0].update(category_id=999)),
+    "VOC: an image cut off": lambda p: cut(sorted((p / VOC / "JPEGImages").glob("*"))[0]),
+    "COCO: a category out of range": first(category_id=999),
     "COCO: an image id twice": lambda p: coco(p, lambda a: a["images"].append(a["images"][0])),
-    "COCO: a broken mask": lambda p: coco(p, lambda a: a["annotations"][0].update(segmentation=[[1, 2]])),
-    "COCO: half a file": lambda p: rewrite(p / "coco/annotations/instances_val2017.json", lambda t: t[:500]),
+    "COCO: a broken mask": first(segmentation=[[1, 2]]),
+    "COCO: a point that is no number": first(segmentation=[[float("nan"), 1, 9, 1, 9, 9]]),
+    "COCO: run lengths in fractions": first(segmentation={"size": SIZE, "counts": [0.5, 224 * 224 - 0.5]}),
+    "COCO: run lengths too short": first(segmentation={"size": SIZE, "counts": [5, 10]}),
+    "COCO: no masks but boxes": first(segmentation=None),
+    "COCO: an annotation of no image": first(image_id=999),
+    "COCO: a category twice": lambda p: coco(
+        p, lambda a: a["categories"].append(a["categories"][0] | {"id": 77})
+    ),
+    "COCO: a category id twice": category(id=1, name="other"),
+    "COCO: a category without a name": category(id=77, name=""),
+    "COCO: category ids of two kinds": category(id="x", name="other"),
+    "COCO: an image that is gone": lambda p: next(p.glob("coco/val2017/*.jpg")).unlink(),
+    "COCO: a byte order mark": lambda p: rewrite(p / INSTANCES, lambda t: "\ufeff" + t),
+    "COCO: half a file": lambda p: rewrite(p / INSTANCES, lambda t: t[:500]),
     "COCO: a file without images": lambda p: coco(p, lambda a: a.pop("images") and None),
     "COCO: a list": lambda p: coco(p, lambda a: [a]),
     "COCO: no annotations": lambda p: coco(p, lambda a: a.update(annotations=None)),
     "COCO: ids that are words": lambda p: coco(p, as_words),
+    "ImageNet-S: a class id out of range": lambda p: imagenet_mask(p, 60, 0, 0),
+    "ImageNet-S: red and blue changed": lambda p: imagenet_mask(p, 0, 0, 1),
+    "ImageNet-S: an image that is gone": lambda p: next(p.glob("ins/validation/*/*")).unlink(),
+    "ImageNet-S: a mask that is gone": lambda p: next(p.glob("ins/validation-s*/*/*")).unlink(),
 }
 # a case a line: its name, the command, then what must be said, or "prints" and what a result prints.
-# Explain, Evaluate, Voc, Coco stand for SHORT; {} is the place; Train writes {}/p.safetensors
+# Explain, Evaluate, Voc, Coco, Ins stand for SHORT; {} is the place; Train writes {}/p.safetensors
 CASES = r"""
 no picture there | explain {}/none.png circle | no picture at
 a folder without pictures | explain {}/empty circle | no picture at
@@ -225,11 +304,17 @@ a prompt of 10,000 characters | explain {}/red.png "{long}" | prints heat.png
 a prompt of symbols | explain {}/red.png "¿☃🙂?" | prints heat.png
 prompts in dollars | explain {}/red.png "a price of $5_$" "$$" "says $\Sale$" | prints heat.png
 one text twice | explain {}/red.png circle circle --method clip_surgery | prints heat.*texts are all the
-a picture as its own output | explain {}/red.png circle --out {}/red.png | red.png is one of the pictures
-scores over a picture | Explain --json {}/red.png | red.png is one of the pictures
-maps over the network | Explain --pretrained {}/other.safetensors --npz {}/other.safetensors | is the checkpoint
+a picture as its own output | explain {}/red.png circle --out {}/red.png | red.png is an input and would be
+overlays over other pictures | explain {}/[1]{a}/red.jpg circle --out {} | red.png is a picture, no overlay, and w
+overlays of a kind that is not written | explain {}/red.png circle --out {}/heat.tif | heat.tif.* is a .png file
+scores with a picture's name | Explain --json {}/red.png | red.png: what is written there is a .json file
+maps with a checkpoint's name | Explain --npz {}/other.safetensors | is a .npz file; name it other.npz
+pictures of one name | explain {}/**/red.* circle --out {}/maps.v2 | prints 1.{a}-red-jpg.png.*red-png.png
+a folder in brackets and braces | explain {}/[1]{a}/*.jpg circle --out {}/out.png | prints out.png
+an output that begins with a tilde | explain {}/red.png circle --out ~out.png | prints ~out.png
+an empty path | explain "" circle | a path is empty
 a picture as a text | explain {}/red.png {}/red.png | red.png is a file, not a text
-one output twice | Explain --npz {}/out.png | out.png would be written twice
+one output twice | bench --out {}/agreement.csv | agreement.csv would be written twice
 an output folder with a dot | explain {}/red.png circle --out {}/maps.v2 | prints maps.v2/red.png
 an output that cannot be | explain {}/red.png circle --out {}/red.png/out.png | red.png
 scores in a folder that is not there | Explain --json {}/new/s.json --npz {}/other/maps.npz | prints out.png
@@ -248,10 +333,22 @@ a device of another machine | Explain --device mps | device 'mps', but torch see
 a device without numbers | Explain --device meta | device 'meta', but torch sees no meta device
 weights of no numbers | Explain --pretrained {}/nan.safetensors | nan.safetensors: weights that are not f
 weights of another shape | Explain --pretrained {}/shape.safetensors | shape.safetensors does not fit scenes
+weights of smaller patches | Explain --pretrained {}/small.pt | does not fit .* is 197x128 there and 50x128 here
+weights of whole numbers | Explain --pretrained {}/integers.pt | visual.proj is 128x128 of whole numbers there
+weights of complex numbers | Explain --pretrained {}/complex.pt | complex.pt: weights that are not finite, plain
+weights with zeros left out | Explain --pretrained {}/sparse.pt | sparse.pt: weights that are not finite, plain
+weights under numbers | Explain --pretrained {}/numbers.pt | numbers.pt holds no weights by name, but: 0
+several sets of weights | Explain --pretrained {}/several.pt | prints out.png.*state_dict are read, not ema
+weights in a container of one's own | Explain --pretrained {}/own.pt | prints out.png
+weights with another suffix | Explain --pretrained {}/other.bin | prints out.png
+weights in shards | Explain --pretrained {}/shards | prints out.png
+a folder without weights | Explain --pretrained {}/empty | no checkpoint in the folder
+a pointer in place of weights | Explain --pretrained {}/pointer.pt | pointer of Git LFS, not the weights
 weights cut off | Explain --pretrained {}/cut.safetensors | cut.safetensors is not a readable checkpoint
 weights that are no file | Explain --pretrained {}/none.pt | no checkpoint at
 weights that are a list | Explain --pretrained {}/list.pt | list.pt holds a list, not a state dict
 weights that are a note | Explain --pretrained {}/note.pt | note.pt holds no weights by name, but: epoch
+rows where a file is in the way | Evaluate --out {}/red.png | red.png is a file, so
 many workers without a folder | Evaluate --ray 2 | --ray needs --out
 an unknown dataset | Evaluate --datasets voc2007 | no dataset 'voc2007'
 a dataset that is not there | Evaluate --datasets voc2012 --root {}/empty | JPEGImages is missing
@@ -263,31 +360,57 @@ VOC: a colour mask | Voc | is a colour image
 VOC: a mask of another size | Voc | the mask is 9x9, its image 224x224
 VOC: a label out of range | Voc | label 21 is not one of
 VOC: an image listed twice | Voc | val.txt lists .* twice
+VOC: a list with a byte order mark | Voc | prints voc2012 clip: mIoU .* 4 images
+VOC: a list in UTF-16 | Voc | val.txt is not UTF-8
+VOC: an empty list | Voc | val.txt lists no image
+VOC: no list | Voc | val.txt is missing
 VOC: an image that is gone | Voc | \.jpg is missing
+VOC: an image cut off | Voc | \.jpg cannot be read as an image
 COCO: a category out of range | Coco | unknown category 999
 COCO: an image id twice | Coco | image id .* twice
-COCO: a broken mask | Coco | annotation .* cannot be read
+COCO: a broken mask | Coco | instances_val2017.json: the mask of annotation 1 cannot be read .a polygon needs
+COCO: a point that is no number | Coco | a polygon has a point that is no number
+COCO: run lengths in fractions | Coco | its run lengths are not whole numbers
+COCO: run lengths too short | Coco | its run lengths cover 15 of 50176 pixels
+COCO: no masks but boxes | Coco | boxes alone cannot be scored
+COCO: an annotation of no image | Coco | prints 1 annotations are of images that it does not list
+COCO: a category twice | Coco | category '.*' is there twice
+COCO: a category id twice | Coco | category id 1 is there twice
+COCO: a category without a name | Coco | the name of a category is ''
+COCO: category ids of two kinds | Coco | not a complete COCO file
+COCO: an image that is gone | Coco | \.jpg is missing
+COCO: a byte order mark | Coco | prints coco2017 clip: mIoU .* 4 images
 COCO: half a file | Coco | not a complete COCO
 COCO: a file without images | Coco | not a complete COCO
 COCO: a list | Coco | instances_val2017.json is not a complete COCO
 COCO: no annotations | Coco | instances_val2017.json is not a complete COCO .* list of annotations
 COCO: ids that are words | Coco | prints coco2017 clip: mIoU .* 4 images
+ImageNet-S: a class id out of range | Ins | class id 60 is beyond
+ImageNet-S: red and blue changed | Ins | blue is not 0
+ImageNet-S: an image that is gone | Ins | \.JPEG is missing
+ImageNet-S: a mask that is gone | Ins | \.png is missing
 captions that are not UTF-8 | Train csv:{}/latin.csv | latin.csv is not UTF-8
+captions with a byte order mark | Train csv:{}/bom.csv | prints 1 pairs
 captions without columns | Train csv:{}/columns.csv | needs the columns filepath and title
 captions without pairs | Train csv:{}/none.csv | no image-caption pair
 captions of images that are gone | Train csv:{}/gone.csv | no image of .*gone.csv could be read
 captions with lone quotes | Train csv:{}/quotes.csv | prints 3 pairs
-an empty caption | Train csv:{}/empty.csv | prints 1 pairs.*1 of 2 pairs were skipped: 1 with an empty
+an empty caption | Train csv:{}/empty.csv | prints 1 pairs.*1 of 2 pairs were skipped: 1 with an empty caption .line 3 of empty.csv
 a tab at the end | Train csv:{}/tab.csv | prints 1 pairs
-a loss curve over the captions | train csv:{}/good.csv {}/good.safetensors | good.csv would be written over
+a loss curve over the captions | train csv:{}/good.csv {}/good.safetensors | good.csv is an input and would be w
+a loss curve over another table | train scenes:6 {}/good.safetensors | good.csv would be written over by the loss
+a pair over its shard | train web:{}/tar.safetensors {}/tar.safetensors | written over
 a pair over its network | train scenes:6 {}/other.safetensors --pretrained {}/other.safetensors | written over
 a pair over its mask | train scenes:6 {}/other.safetensors --pooling masked_max --mask-checkpoint {}/other.safetensors | written over
-a pair with a table's name | train csv:{}/good.csv {}/pair.csv | a pair is a .safetensors file
+a pair with a table's name | train csv:{}/good.csv {}/pair.csv | is a .safetensors file; name it pair.safetensors
 a pair with a folder's name | train csv:{}/good.csv {}/empty | empty is a folder
 pairs from nowhere | Train zip:{}/a.zip | names no image-caption pairs
 a count that is no number | Train scenes:many | scenes:many
 shards that are not there | Train web:{}/nothing*.tar | no image-caption pair
-a shard | Train web:{}/whole.tar | prints 2 pairs.*2 of 4 pairs were skipped: 1 without a picture
+shards of which one is not there | Train web:{}/{whole,gone}.tar | prints 2 pairs.*1 of 2 tars are not there: gone.tar
+shards in brackets and braces | Train web:{}/[1]{a}/*.tar | prints 2 pairs
+shards of another machine | Train web:s3://bucket/00.tar | files of this machine
+a shard | Train web:{}/whole.tar | prints 2 pairs.*3 of 5 .* 1 without a picture .3 of .* not UTF-8 .5 of whole.tar
 a shard cut off | Train web:{}/cut.tar | cut.tar is not a whole tar file
 a shard cut between files | Train web:{}/ended.tar | ended.tar is not a whole tar file
 a shard cut off beside a whole one | Train web:{}/*.tar | prints 2 pairs.*cut.tar is not a whole tar
@@ -303,6 +426,7 @@ SHORT = {"Explain": "explain {}/red.png 'a circle' --out {}/out.png"}
 SHORT |= {"Evaluate": "evaluate clip --networks scenes-ViT-32"}
 SHORT |= {"Voc": f"{SHORT['Evaluate']} --datasets voc2012 --root {{}}/voc"}
 SHORT |= {"Coco": f"{SHORT['Evaluate']} --datasets coco2017 --root {{}}/coco"}
+SHORT |= {"Ins": f"{SHORT['Evaluate']} --datasets imagenet-s50 --root {{}}/ins"}
 TRAIN = shlex.split("--epochs 1 --pooling max --cache {}/cache --workers 0 --batch-size 4")
 
 

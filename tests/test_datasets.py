@@ -9,6 +9,7 @@ from PIL import Image
 
 import eclip_lib as eclip
 from eclip_lib.datasets import imagenet_s
+from eclip_lib.datasets.image_text import load_pairs
 
 
 @pytest.fixture(scope="module")
@@ -70,75 +71,12 @@ def test_coco_crowds_and_instances_become_one_mask(tmp_path, examples):
     assert mask[:, :10].all() and mask[205:215, 205:215].all() and not example.void.any()
 
 
-BREAK = {  # what is damaged, and whether that is seen at once
-    "no image": (lambda photo, label, listing: photo.unlink(), True),
-    "no listing": (lambda photo, label, listing: listing.unlink(), True),
-    "empty listing": (lambda photo, label, listing: listing.write_text("\n"), True),
-    "truncated image": (lambda photo, label, listing: photo.write_bytes(photo.read_bytes()[:2000]), False),
-    "small mask": (lambda photo, label, listing: Image.new("P", (10, 10)).save(label), False),
-    "colour mask": (lambda photo, label, listing: Image.new("RGB", (224, 224)).save(label), False),
-    "unknown label": (lambda photo, label, listing: Image.new("L", (224, 224), 77).save(label), False),
-}
-
-
-@pytest.mark.parametrize("kind", BREAK)
-def test_a_damaged_voc_tree_names_the_file(tmp_path, examples, kind):
-    write_voc(tmp_path, examples)
-    voc, (damage, at_once) = tmp_path / "VOCdevkit" / "VOC2012", BREAK[kind]
-    photo = min((voc / "JPEGImages").glob("*.jpg"))
-    label = voc / "SegmentationClass" / f"{photo.stem}.png"
-    damage(photo, label, voc / "ImageSets" / "Segmentation" / "val.txt")
-    with pytest.raises((ValueError, FileNotFoundError), match=r"\.jpg|\.png|val\.txt"):
-        dataset = eclip.load_dataset("voc2012", tmp_path)
-        assert not at_once
-        dataset[0]
-
-
-def test_a_damaged_coco_tree_names_the_file(tmp_path, examples):
-    write_coco(tmp_path, examples)
-    path = tmp_path / "annotations" / "instances_val2017.json"
-    good = path.read_text()
-    about = json.loads(good)
-    about["annotations"][0]["category_id"] = 12345
-    for text, message in (
-        (good[:-100], "instances_val2017"),
-        ("{}", "instances_val2017"),
-        (json.dumps(about), "12345"),
-    ):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=message):
-            eclip.load_dataset("coco2017", tmp_path)
-    path.write_text(good)
-    next(tmp_path.glob("val2017/*.jpg")).unlink()
-    with pytest.raises(FileNotFoundError, match="val2017"):
-        eclip.load_dataset("coco2017", tmp_path)
-
-
-def test_a_damaged_imagenet_s_tree_names_the_file(tmp_path, examples):
-    write_imagenet_s(tmp_path, examples)
-    label = next(tmp_path.glob("validation-segmentation/*/*.png"))
-    Image.new("RGB", (224, 224), (60, 0, 0)).save(label)
-    with pytest.raises(ValueError, match="class id 60"):
-        [*eclip.load_dataset("imagenet-s50", tmp_path)]
-    label.unlink()
-    with pytest.raises(FileNotFoundError, match="png"):
-        eclip.load_dataset("imagenet-s50", tmp_path)
-
-
 @pytest.mark.parametrize("name", ["voc2012", "coco2017", "imagenet-s50"])
 def test_a_missing_tree_says_what_is_expected(tmp_path, name):
     with pytest.raises(FileNotFoundError, match="Expected root/"):
         eclip.load_dataset(name, tmp_path / "nowhere")
     with pytest.raises(ValueError, match="root="):
         eclip.load_dataset(name)
-
-
-def test_unknown_names_and_limits_are_refused():
-    with pytest.raises(ValueError, match="no dataset 'imagenet'"):
-        eclip.load_dataset("imagenet")
-    with pytest.raises(ValueError, match="at least 1"):
-        eclip.load_dataset("scenes", limit=0)
-    assert len(eclip.load_dataset("scenes", limit=3)) == 3
 
 
 def test_real_coco_sample(samples):
@@ -154,3 +92,19 @@ def test_real_voc_sample(samples):
     assert len(dataset) == 3
     for example in dataset:
         assert example.masks and not any((m & example.void).any() for m in example.masks.values())
+
+
+def test_a_pair_has_a_key_that_seeds_and_a_place_for_readers(tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text('filepath,title\na.png,"one\nand more"\nb.png,two\n')
+    source = load_pairs(f"csv:{table}")
+    assert [key for key, *_ in source.read(source.parts[0])] == ["000000000", "000000001"]
+    assert source.place(source.parts[0], "000000001") == "line 4 of list.csv"
+    assert list(source.inputs) == [str(path) for path in (table, tmp_path / "a.png", tmp_path / "b.png")]
+    captions = tmp_path / "annotations" / "captions_val2017.json"
+    captions.parent.mkdir()
+    pair = {"id": 71, "image_id": 5, "caption": "a star"}
+    captions.write_text(json.dumps({"images": [{"id": 5, "file_name": "5.jpg"}], "annotations": [pair]}))
+    source = load_pairs(f"coco:{tmp_path}")
+    assert source.place(source.parts[0], "000000000") == "caption 71 of 5.jpg"
+    assert list(source.inputs) == [str(captions), str(tmp_path / "val2017" / "5.jpg")]

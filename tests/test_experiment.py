@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 import eclip_lib as eclip
-from eclip_lib import results
-from eclip_lib.commands import notebooks
+from eclip_lib import experiment, results
+from eclip_lib.commands import notebooks, options
+from eclip_lib.commands.options import SETTINGS
 from eclip_lib.files import REPOSITORY
 
 DEMO = REPOSITORY / "eclip_lib" / "profiles" / "demo.yaml"
@@ -134,6 +135,27 @@ def test_all_that_differs_is_named_in_one_error_and_other_experiments_are_not_co
     blank.loc[3, "mSC"] = float("nan")
     with pytest.raises(AssertionError, match="table_2: row 3, mSC: nan here"):
         checked(tmp_path, {"table_2": blank})
+
+
+def test_what_moves_no_number_does_not_switch_the_check_off():
+    given = {"device": "cpu:0", "root": "/data", "workers": 5, "batch_size": 7, "limit": 400}
+    run = eclip.load_profile("demo", **given)
+    assert run.compared_by == [] and run.out == eclip.load_profile("demo").out
+    for name, value in {"limit_pairs": 5, "projection": "a", "training": {"epochs": 3}, "seed": 1}.items():
+        other = eclip.load_profile("demo", **given, **{name: value})
+        assert other.compared_by == [name] and other.out != run.out
+
+
+def test_every_setting_of_a_profile_is_an_option():
+    structured = {"replicates", "masks", "training"}  # by --set
+    assert {*SETTINGS, *structured} == {*experiment.Profile.model_fields}
+    assert options._set(["training.lr=1e-3", "training.epochs=3", "masks={}"]) == {
+        "training": {"lr": "1e-3", "epochs": 3},
+        "masks": {},
+    }
+    for words in (["training"], ["masks={"]):
+        with pytest.raises(ValueError, match="--set"):
+            options._set(words)
 
 
 def test_every_committed_table_is_saved_by_a_notebook_that_ends_with_the_check():

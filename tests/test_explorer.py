@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import eclip_lib as eclip
-from eclip_lib import explainers
+from eclip_lib import explainers, plots
 from eclip_lib.files import REPOSITORY
-from eclip_lib.studies.quickstart import PHOTOS, explorer, pictures
+from eclip_lib.studies.quickstart import PHOTOS, explorer, photo_networks, pictures, typical
 
 SCREENSHOT = os.environ.get("ECLIP_SCREENSHOT")  # a path: keep what the browser showed
 
@@ -43,6 +44,49 @@ def test_the_map_follows_every_control(monkeypatch):
 def test_photographs_are_for_networks_that_know_them():
     assert not set(PHOTOS) & set(pictures(eclip.load_profile("demo")))
     assert set(PHOTOS) <= set(pictures(eclip.load_profile("demo", networks="ViT-B-32", pretrained="random")))
+
+
+def test_typical_pictures_lie_at_percentiles_of_the_contrast(tmp_path):
+    run = eclip.load_profile("demo", limit=12, out=tmp_path)
+    clip = run.load_clip("scenes-ViT-32")
+    shown, said = typical(run, clip, "scenes", (0, 50, 100))
+    scores = (
+        100
+        * eclip.evaluate(eclip.explainer("clip", clip), run.load_dataset("scenes"), clip)["score_contrast"]
+    )
+    assert said["contrast"].iloc[[0, 2]].tolist() == pytest.approx([scores.min(), scores.max()], abs=1e-3)
+    assert (scores < said["contrast"][1] - 1e-3).mean() == pytest.approx(0.5, abs=0.1)
+    assert [(e.image_id, name) for e, name in shown] == list(
+        zip(said["image_id"], said["class_name"], strict=True)
+    )
+
+
+def test_photographs_need_weights_at_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("ECLIP_WEIGHTS", str(tmp_path))
+    run = eclip.load_profile("demo")
+    assert photo_networks(run) == []
+    (tmp_path / "ViT-B-16.pt").touch()
+    assert photo_networks(run) == [("ViT-B-16", "openai")]
+    own = eclip.load_profile("demo", networks="ViT-B-32,scenes-RN", pretrained="openai")
+    assert photo_networks(own) == [("ViT-B-32", "openai")]
+
+
+def test_a_sheet_shows_outlines_contrasts_and_one_scale_in_rgb(tmp_path):
+    run = eclip.load_profile("demo", limit=2, out=tmp_path)
+    example = run.load_dataset("scenes")[0]
+    truth = torch.from_numpy(example.masks[example.largest]).float()
+    panels = [None, example.masks[example.largest], plots.judged(example, example.largest, 1 - truth)]
+    figure = plots.sheet([(example.image, panels)], ["image", "truth", "opposite"])
+    image, mask, heat, bar = figure.axes
+    assert [len(ax.images) for ax in (image, mask, heat)] == [
+        1,
+        1,
+        2,
+    ] and bar.get_ylabel() == "score in the map"
+    assert [len(ax.collections) > 0 for ax in (image, mask, heat)] == [False, True, True]
+    assert [text.get_text() for text in heat.texts] == ["-100"]
+    run.save_figure(figure, "one")
+    assert Image.open(tmp_path / "figures" / "one.png").mode == "RGB"
 
 
 @pytest.fixture()

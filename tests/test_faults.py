@@ -130,6 +130,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     ):
         said = run(monkeypatch, *command)
         assert said and said.startswith("eclip: ") and "\n" not in said and "/proc/eclip" in said, said
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    said = run(monkeypatch, "explain", tmp_path / "scene.png", "a circle", "--out", tmp_path / "out.png")
+    assert "out.png cannot be written: it or its folder is read-only" in said
 
 
 def test_a_killed_worker_is_one_sentence(tmp_path, monkeypatch):

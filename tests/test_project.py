@@ -55,6 +55,7 @@ def test_a_committed_notebook_is_executed_small_and_clean(path):
     assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
     outputs = [o for c in code for o in c.outputs]
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert "%|" not in text  # no progress bar
     assert not re.search(r"Warning|(?<![\w.])/(?:home|root|work|tmp|Users)/", text)
     assert sum(c.metadata.get("tags") == ["parameters"] for c in code) == 1
     assert set(book.metadata) == {"kernelspec", "language_info"}

@@ -1,10 +1,13 @@
-"""README keeps its word: its command measures what a table says, its code runs, its links exist."""
+"""README and docs keep their word: their command measures what a table says, their code runs, their links
+exist."""
 
 import re
 import subprocess
 import sys
 
 import pandas as pd
+import pytest
+from PIL import Image
 from test_bad_input import run
 
 import eclip_lib as eclip
@@ -12,19 +15,37 @@ from eclip_lib import explainers
 from eclip_lib.commands import forecast
 from eclip_lib.files import REPOSITORY
 
-TEXT = (REPOSITORY / "README.md").read_text()
+PAGES = [
+    REPOSITORY / "README.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+    REPOSITORY / "data" / "README.md",
+]
+TEXT = {path.stem: path.read_text() for path in PAGES[:-1]}
 TABLES = REPOSITORY / "results" / "demo" / "tables"
+
+
+def code_of(text):
+    return re.findall(r"```python\n(.*?)```", text, flags=re.S)
+
+
+def python(code, folder):
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1500:]
+
+
+def test_the_front_page_is_short():
+    assert len(TEXT["README"].split()) < 1200
 
 
 def test_the_hours_of_the_paper_profile_are_the_dry_runs():
     for profile in ("paper", "paper-quick"):
         run = eclip.load_profile(profile, device="cpu", root="/nowhere")
         hours = forecast.gpu_hours(forecast.plan(run))["GPU hours"].iloc[-1]
-        assert f"about {hours:.0f} GPU hours" in TEXT, profile
+        assert f"about {hours:.0f} GPU hours" in TEXT["paper"], profile
 
 
 def test_its_command_measures_a_row_of_the_tables(monkeypatch, capsys):
-    command = re.search(r"eclip (evaluate (\S+) --networks (\S+) --datasets (\S+))\n", TEXT)
+    command = re.search(r"eclip (evaluate (\S+) --networks (\S+) --datasets (\S+))\n", TEXT["README"])
     assert run(monkeypatch, *command[1].split()) is None
     row = (
         pd.read_csv(TABLES / "table_1.csv")
@@ -36,23 +57,35 @@ def test_its_command_measures_a_row_of_the_tables(monkeypatch, capsys):
     )
 
 
+def test_its_ten_lines_run_offline_and_save_a_picture(tmp_path):
+    (code,) = code_of(TEXT["README"])
+    assert len(code.strip().splitlines()) <= 12
+    python(code, tmp_path)
+    assert min(Image.open(tmp_path / "map.png").size) > 200
+
+
 def test_adding_a_network_a_dataset_and_a_method_as_it_says(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", TEXT[TEXT.index("## Add your own") :], flags=re.S)
+    blocks = code_of(TEXT["extending"])
     assert len(blocks) == 3 and all(len(block.strip().splitlines()) < 20 for block in blocks)
     code = "\n".join([*blocks, "assert len(rows) == 4 and rows['iou'].between(0, 1).all()"])
-    code += "\nassert clip.projection.image.out_features == 64"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-1500:]
+    python(code + "\nassert clip.projection.image.out_features == 64", tmp_path)
 
 
-def test_links_methods_and_modules_exist():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", TEXT)
-    assert "results/demo/report.md" in links
-    for link in links:
-        assert (REPOSITORY / link).exists(), link
-    listed = re.findall(r"^\| `(\w+)` \|", TEXT, flags=re.M)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_links_and_modules_exist(path):
+    text = path.read_text()
+    for link in re.findall(r"\]\((?!http|#)([^)#]+)[^)]*\)", text):
+        assert (path.parent / link).exists(), link
+    for module in re.findall(r"`([\w/]+\.(?:py|yaml))`", text) if path.stem != "architecture" else ():
+        rooms = (REPOSITORY / "eclip_lib", REPOSITORY, REPOSITORY / "eclip_lib" / "studies")
+        assert any((folder / module).exists() for folder in rooms), module
+    assert not re.search(r"^    (eclip|papermill|torchrun) ", text, flags=re.M)  # .venv/bin/ in front
+
+
+def test_every_method_and_table_is_named():
+    assert "results/demo/report.md" in TEXT["README"]
+    listed = re.findall(r"^\| `(\w+)` \|", TEXT["using"], flags=re.M)
     assert set(listed) == set(explainers.REGISTRY) and eclip.explainer
-    for module in re.findall(r"`([\w/]+\.(?:py|yaml))`", TEXT):
-        assert any((folder / module).exists() for folder in (REPOSITORY / "eclip_lib", REPOSITORY)), module
-    for table in re.findall(r"`(\w+\.csv)`", TEXT):
-        assert any((folder / table).exists() for folder in (TABLES, TABLES.parents[1] / "benchmarks")), table
+    saved = "".join(path.read_text() for path in (REPOSITORY / "notebooks").glob("*.ipynb"))
+    for table in re.findall(r"`(\w+)\.csv`", TEXT["using"]):
+        assert f'\\"{table}\\")' in saved, table

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -43,6 +44,9 @@ def slow_statistics(f, projection, foreground):
         for top, other in zip(place["max"], place["attention"], strict=True):
             was, now = bool(foreground[b, top]), bool(foreground[b, other])
             result["B2F" if now and not was else "F2B" if was and not now else "same"] += 1
+        result["tokens"] = sum(map(bool, foreground[b])) / len(foreground[b])
+        for name in ("max", "attention"):
+            result[f"on_{name}"] = sum(bool(foreground[b, p]) for p in place[name])
         for name, where in place.items():
             result[f"distinct_{name}"] = len(set(where)) / min(len(values), values.shape[1])
             cells = [[divmod(p, f.grid[1]) for p in places] for places in (where, place["max"])]
@@ -129,3 +133,36 @@ def test_controlled_scenes_change_one_thing():
     areas = [sum(m.sum() for m in dataset[1].masks.values()) for dataset in made["size"].values()]
     assert areas == sorted(areas) and areas[2] > 3 * areas[0]
     assert [len(dataset[2].masks) for dataset in made["objects"].values()] == [1, 3]
+
+
+def test_chance_by_hand():
+    """Two images of ten channels: 4 and 2 of them on the foreground at max, 5 and 5 at attention."""
+    rows = pd.DataFrame({"on_max": [4, 2], "on_attention": [5, 5], "tokens": [0.5, 0.1], "B2F": [3, 4]})
+    rows = rows.assign(F2B=[2, 1], dataset="a", network="x", foreground=[0.5, 0.1])
+    rows = rows.assign(same=10 - rows["B2F"] - rows["F2B"], shifted=50)
+    table = study.chance_table(rows).set_index("size")
+    assert list(table.index) == ["(0, 0.25]", "(0.25, 0.75]", "(0, 1]"] and table["images"].tolist() == [
+        1,
+        1,
+        2,
+    ]
+    assert table["independent"].tolist() == pytest.approx([50, 50, 50])  # .4*.5 + .5*.6 and .2*.5 + .5*.8
+    assert table["random"].tolist() == pytest.approx([18, 50, 34]) and (table["excess"].abs() < 1e-9).all()
+    uneven = study.chance_table(rows.assign(on_attention=[4, 2])).set_index("size")
+    assert uneven["independent"].tolist() == pytest.approx([32, 48, 40])
+    assert uneven["excess"].tolist() == pytest.approx([18, 2, 10])
+
+
+def test_the_papers_bins_fit_random_positions():
+    found = study.random_foreground(eclip.reported("table_5"))
+    assert found["shifted"].round(1).tolist() == [24.1, 48.5, 27.7, 37.8]
+    assert found["f of random positions"].round(2).tolist() == [0.14, 0.41, 0.83, 0.25]
+
+
+@pytest.mark.parametrize("turned, word", [(True, "semantic shift explains"), (False, "does not explain")])
+def test_whether_shift_explains_is_computed(turned, word):
+    ends = {f"{n}_{e}": s * v for n, s in (("rho", -1), ("gain", 1)) for e, v in (("low", 2), ("high", 2))}
+    link = pd.DataFrame([ends | {"kept_low": 1 if turned else -2, "kept_high": 2 if turned else -1}])
+    chance = pd.DataFrame([{"size": "(0, 1]", "excess_low": -2, "excess_high": -1}])
+    said = study.verdict(chance, link)
+    assert word in said and "would in 0, less often in 1" in said

@@ -13,7 +13,16 @@ from eclip_lib import datasets, evaluation, experiment, files
 from eclip_lib.datasets import image_text, scenes
 from eclip_lib.networks.attention import ClipAttention, center_prior, noise, pixel_saliency
 from eclip_lib.poolings import GROUND_TRUTH, Pooling
-from eclip_lib.studies import attention_quality, benchmarks, dino_backbone, pooling_ablation
+from eclip_lib.studies import (
+    attention_quality,
+    benchmarks,
+    controls,
+    dino_backbone,
+    mmp_training,
+    pooling_ablation,
+    quoted,
+    sheets,
+)
 from eclip_lib.studies.itsm_discovery import over_clips, pixel_shares
 
 
@@ -254,7 +263,9 @@ def test_unlocking_goes_on_where_it_was_broken_off(clip, tmp_path, monkeypatch):
 
 
 def test_methods_are_measured_and_compared(run):
-    rows = benchmarks.measure(run, {"scenes-ViT-32": ["clip", "rclip"]})
+    clip = run.load_clip("scenes-ViT-32")
+    found = benchmarks.explainers_of(run, clip, ["clip", "rclip"])
+    rows = pd.concat([run.evaluate(clip, name, found) for name in run.datasets], ignore_index=True)
     table = benchmarks.table(run, rows, ["clip", "rclip"])
     assert set(table["dataset"]) == {"scenes", "scenes-cluttered", "average"}
     mean = table[table["dataset"] == "average"].set_index("method")["mSC"]
@@ -282,8 +293,8 @@ def test_a_missing_pair_says_where_it_comes_from(tmp_path):
 
 def test_a_sheet_of_few_images_begins_earlier():
     few, many = scenes.Scenes(length=4), scenes.Scenes(length=40)
-    assert [e.image_id for e in benchmarks.later(few, 3, start=20)][0] == few[1].image_id
-    assert [e.image_id for e in benchmarks.later(many, 1, start=20)] == [many[20].image_id]
+    assert [e.image_id for e in sheets.later(few, 3, start=20)][0] == few[1].image_id
+    assert [e.image_id for e in sheets.later(many, 1, start=20)] == [many[20].image_id]
 
 
 def test_a_dataset_that_does_not_tell_its_files_is_measured_anew(tmp_path, run, clip, calls):
@@ -298,3 +309,103 @@ def test_a_dataset_that_does_not_tell_its_files_is_measured_anew(tmp_path, run, 
                 clip, dataset, {"clip": eclip.explainer("clip", clip)}
             )
         assert calls["evaluate"] == times
+
+
+# ---------------------------------------------------------------------- what is said and quoted
+
+
+@pytest.mark.parametrize("name, count", [("table_1", 30), ("table_2", 30), ("table_3", 5), ("table_4", 12), ("table_5", 4)])  # fmt: skip
+def test_every_line_of_the_paper_finds_ours(name, count):
+    every = quoted._long(name)
+    measures = [c for c in every if c not in quoted.KEYS]
+    ours = every.assign(**{m: every[m] + 2 for m in measures})
+    both = quoted.beside(ours, name)
+    assert len(both) == len(every) == count
+    for measure in measures:
+        assert both[f"{measure} (difference)"].tolist() == pytest.approx([2] * count)
+    elsewhere = quoted.beside(ours.assign(dataset="scenes"), name)
+    pd.testing.assert_frame_equal(elsewhere, eclip.reported(name))
+
+
+def test_quoted_methods_meet_ours_by_the_papers_names():
+    ours = pd.DataFrame(
+        {"dataset": "voc2012", "network": "ViT-B-16", "method": ["grad_cam"], "mIoU": [20.0], "mSC": 0}
+    )
+    both = quoted.beside(ours, "table_2")
+    assert both["mIoU (difference)"].tolist() == pytest.approx([20 - 18.12])
+    assert list(quoted.beside(ours, "table_1", method="CLIP")["method"].unique()) == ["CLIP"]
+
+
+def test_controls_tell_a_map_of_the_text_from_a_map_of_any_object(run, clip):
+    dataset = eclip.load_dataset("scenes", limit=30)
+
+    def truth(named):
+        """Explainers that know the masks: of the named class, or of every object."""
+        scenes_of = {clip.preprocess(e.image).numpy().tobytes(): e for e in dataset}
+
+        def explain(images, text):
+            found = torch.zeros(len(images), len(text), 224, 224)
+            for i, image in enumerate(images):
+                for name, mask in scenes_of[image.numpy().tobytes()].masks.items():
+                    where = dataset.classes.index(name) if named else slice(None)
+                    found[i, where] += torch.from_numpy(mask).float()
+            return found
+
+        return explain
+
+    explainers = {"named": truth(True), "any": truth(False), "clip": eclip.explainer("clip", clip)}
+    rows = controls.control_rows(dataset, clip, explainers).assign(dataset="a", network="x")
+    table = controls.control_table(rows).set_index("method")
+    assert table.loc["named", ["own", "text", "against_others"]].tolist() == pytest.approx([100, 100, 100])
+    assert table.loc["any", "text"] == 0 and table.loc["any", "against_others"] == pytest.approx(0)
+    alone = eclip.evaluate(explainers["clip"], dataset, clip)["score_contrast"]
+    assert rows[rows["method"] == "clip"]["own"].tolist() == pytest.approx((100 * alone).tolist(), abs=1e-3)
+    centred = controls.less_the_mean(explainers["clip"])
+    alone = eclip.evaluate(centred, dataset, clip)["score_contrast"]
+    assert rows[rows["method"] == "clip"]["centred"].tolist() == pytest.approx(
+        (100 * alone).tolist(), abs=1e-3
+    )
+    bars = pd.DataFrame({"dataset": ["a", "a"], "method": ["noise", "centre"], "mIoU": [5.0, 30.0]})
+    measured = pd.DataFrame(
+        {"dataset": "a", "network": "x", "method": ["clip", "eclip"], "mIoU": [20.0, 40.0]}
+    )
+    said = controls.verdict(table.reset_index(), bars, measured)
+    assert "a: centre knows no text and reaches 30.0 mIoU; above it: ECLIP on x" in said
+    assert "any: the contrast hangs on the text in 0 of 1 cases" in said
+
+
+def test_a_text_free_map_is_the_same_for_every_text(clip):
+    explain = controls.text_free(clip, pixel_saliency)
+    found = explain(torch.randn(2, 3, 224, 224), torch.randn(3, 128))
+    assert found.shape == (2, 3, 14, 14) and (found == found[:, :1]).all()
+
+
+def test_what_a_finer_grid_costs_is_paired_over_images(run):
+    score = {("c", "eclip"): 0.5, ("f", "eclip"): 0.6, ("c", "bi_model"): 0.5, ("f", "bi_model"): 0.3}
+    rows = pd.DataFrame(
+        [(f"{i}", "k", value + 0.01 * i, value, "a", network, method) for (network, method), value in score.items() for i in range(9)],
+        columns=["image_id", "class_name", "iou", "score_contrast", "dataset", "network", "method"],
+    )  # fmt: skip
+    found = benchmarks.finer_grid(run, rows).set_index("method")
+    assert found.loc["bi_model", ["mIoU", "mIoU_low", "mIoU_high"]].tolist() == pytest.approx([-20] * 3)
+    assert found.loc["bi_model", ["less_than_eclip", "less_than_eclip_low"]].tolist() == pytest.approx(
+        [30] * 2
+    )
+    assert "Bi-Model changes by -20.0 [-20.0, -20.0] on a" in benchmarks.finer_in_words(found.reset_index())
+    assert benchmarks.finer_grid(run, rows[rows["network"] == "c"]).empty
+
+
+def test_masks_and_augmentation_are_judged_by_their_trainings():
+    columns = ["dataset", "pooling", "mIoU", "mIoU_low", "mIoU_high"]
+    lines = [
+        ("a", "max", 40, 39, 41),
+        ("a", "max, mask: ground truth", 60, 59, 61),
+        ("a", "max, mask: DINO", 50, 49, 51),
+    ]
+    masks = pd.DataFrame([*lines, ("a", "max, mask: CLIP's own", 55, 54, 56)], columns=columns)
+    said = pooling_ablation.verdict(pd.DataFrame(columns=["better", "than"]), masks)
+    assert "The best is max, mask: CLIP's own." in said and "+5.0 mIoU; no training of one reaches" in said
+    views = masks.assign(views=["as they are", "afresh", "once", "twice"])
+    gained = pd.DataFrame([{f"{m}_{end}": 1 for m in ("mIoU", "mSC") for end in ("low", "high")}])
+    said = mmp_training.verdict(gained, views)
+    assert "mIoU lies above CLIP's in 1 of 1" in said and "once give +10.0 mIoU" in said

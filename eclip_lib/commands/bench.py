@@ -170,11 +170,13 @@ def dataset_pass(device="cpu", network="ViT-B-16", precision="fp32", workers=2, 
 
 def run(device="cpu", out=None):
     """Measure -> the table as text; with `out` also written there as CSV, and `agreement` beside it."""
+    if out:
+        out = files.named(out, ".csv")
+        files.require_free([out, beside := out.with_name("agreement.csv")])
     table = bench(device)
     if out:
         files.write(out, files.as_csv(table, index=False))
-        agreed = files.as_csv(agreement(), index=False, float_format="%.5f")
-        files.write(out.with_name("agreement.csv"), agreed)
+        files.write(beside, files.as_csv(agreement(), index=False, float_format="%.5f"))
     return table.to_string(index=False)
 
 

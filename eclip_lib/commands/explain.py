@@ -1,10 +1,9 @@
 """`eclip explain`: maps of your own pictures for your own texts."""
 
-import glob
+import itertools
 import os
 import warnings
 import zipfile
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,10 +12,11 @@ from tqdm.auto import tqdm
 from .. import files, plots
 from ..datasets import scenes
 from ..datasets.base import read_image
-from ..datasets.image_text import PICTURES
+from ..datasets.tars import PICTURES
 from ..explainers import explainer, scored
 from ..method import itsm
 from ..networks import demo
+from ..networks.checkpoints import files_of
 from ..networks.loading import load_clip
 from ..projection import Projection
 
@@ -26,17 +26,16 @@ WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 def pictures(photo):
     """A file, a folder or a glob -> sorted list of image files. Warns of files in it that are none; raises
     FileNotFoundError."""
-    path = Path(photo).expanduser()
+    path = files.place(photo)
     if path.is_file():
         return [path]
-    found = [*path.iterdir()] if path.is_dir() else [Path(p) for p in glob.glob(str(path), recursive=True)]
+    found = path.iterdir() if path.is_dir() else itertools.chain(*files.matching(photo).values())
     found = sorted(p for p in found if p.is_file() and not p.name.startswith("."))
     good = [p for p in found if p.suffix.lower().lstrip(".") in PICTURES]
     others = [p.name for p in found if p not in good]
     if others:
         warnings.warn(
-            f"left out, no pictures by their names: {len(others)} files ({', '.join(others[:3])}, …)",
-            stacklevel=2,
+            f"left out, no pictures by their names: {len(others)} files ({files.few(others)})", stacklevel=2
         )
     if not good:
         raise FileNotFoundError(
@@ -45,40 +44,37 @@ def pictures(photo):
     return good
 
 
-def targets(paths, out, *others, checkpoints=()):
-    """Where each picture's overlay goes -> {picture: target}; folders are made. `out`: a file, or a folder
-    for several. `others`: what else is written. `checkpoints`: what else is read.
-
-    Raises ValueError before any work where an output would replace an input or another output, OSError where
-    it cannot be written."""
-    out = Path(out).expanduser()
+def targets(paths, out):
+    """Where each picture's overlay goes -> {picture: target}. `out`: a file, or a folder for several. Raises
+    ValueError where a file in that folder, which nobody named, is no overlay and would be replaced."""
+    out = files.place(out)
+    if not out.is_dir() and out.suffix.lower().lstrip(".") in (*PICTURES, "json", "npz"):
+        out = files.named(out, *WRITABLE)
     is_file = out.suffix.lower() in WRITABLE and not out.is_dir()
     if is_file and len(paths) == 1:
-        names = [out]
-    else:
-        stem, folder, suffix = (f"{out.stem}-", out.parent, out.suffix) if is_file else ("", out, ".png")
-        twice = len({path.stem for path in paths}) < len(paths)
-        words = [
-            "-".join([*path.parts[-2:-1], path.stem, path.suffix.lstrip(".")]) if twice else path.stem
-            for path in paths
-        ]
-        names = [folder / f"{stem}{word}{suffix}" for word in words]
-    outputs = [*names, *(Path(other).expanduser() for other in others if other)]
-    inputs = {path.resolve() for path in paths}
-    weights = {Path(place).expanduser().resolve() for place in checkpoints if place}
-    for place, output in enumerate(outputs):
-        if output.resolve() in inputs:
-            raise ValueError(f"{output} is one of the pictures and would be replaced; name another --out")
-        if output.resolve() in weights:
+        return {paths[0]: out}
+    stem, folder, suffix = (f"{out.stem}-", out.parent, out.suffix) if is_file else ("", out, ".png")
+    names = [folder / f"{stem}{word}{suffix}" for word in _words(paths)]
+    for name in names:
+        if name.suffix == ".png" and name.is_file() and not _is_figure(name):
             raise ValueError(
-                f"{output} is the checkpoint that is read and would be replaced; name another file"
+                f"{name} is a picture, no overlay, and would be written over; name another --out"
             )
-        if output in outputs[:place]:
-            raise ValueError(f"{output} would be written twice; give each output a name of its own")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.is_dir() or not os.access(output.parent, os.W_OK):
-            raise OSError(f"{output} cannot be written; name another place")
     return dict(zip(paths, names, strict=True))
+
+
+def _words(paths):
+    """A word for each picture: its stem; where two share one, all that tells the paths apart."""
+    if len({path.stem.casefold() for path in paths}) == len(paths):
+        return [path.stem for path in paths]
+    base = os.path.commonpath([path.absolute().parent for path in paths])
+    return ["-".join(path.absolute().relative_to(base).parts).replace(".", "-") for path in paths]
+
+
+def _is_figure(path):
+    """Whether a PNG is drawn by matplotlib, as overlays are: it says so in front of the pixels."""
+    with open(path, "rb") as file:
+        return b"Matplotlib" in file.read(1000)
 
 
 def open_method(network, method, pretrained="default", projection=None, device="cpu", size=None):
@@ -142,8 +138,10 @@ def run(photo, texts, out, json=None, npz=None, **options):
     else is written."""
     _require_texts(texts)
     paths = pictures(photo)
-    checkpoints = [options.get("pretrained"), options.get("projection")]
-    places = targets(paths, out, json, npz, checkpoints=checkpoints)
+    places = targets(paths, out)
+    json, npz = json and files.named(json, ".json"), npz and files.named(npz, ".npz")
+    weights = files_of(options.get("pretrained"), options.get("projection"))
+    files.require_free([*places.values(), *filter(None, (json, npz))], [*paths, *weights])
     clip, method = open_method(**options)
     made, scores, arrays, broken = [], {}, {}, []
     for path, image, *found in explain(paths, texts, clip, method):
@@ -160,11 +158,11 @@ def run(photo, texts, out, json=None, npz=None, **options):
         scores[str(path)] = {
             text: round(float(cosine), 6) for text, cosine in zip(texts, cosines, strict=True)
         }
-        arrays[str(path)] = heat.numpy().astype(np.float16)
+        arrays["./texts" if str(path) == "texts" else str(path)] = heat.numpy().astype(np.float16)
     if json:
-        files.write(Path(json).expanduser(), files.as_json(scores))
+        files.write(json, files.as_json(scores))
     if npz:
-        write_npz(Path(npz).expanduser(), {**arrays, "texts": np.array(texts)})
+        write_npz(npz, {**arrays, "texts": np.array(texts)})
     if broken:
         rest = f" (and {len(broken) - 1} more of {len(paths)})" if len(broken) > 1 else ""
         raise ValueError(f"{broken[0]}{rest}")

@@ -46,10 +46,8 @@ def names_in(path):
     """What a notebook calls its own tables and figures: its strings, of f-strings the part before the first
     value, but those of tables that it quotes."""
     found, tree = set(), ast.parse(_source(path))
-    calls = [
-        node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-    ]
-    quoted = {word for call in calls if call.func.attr == "reported" for word in call.args}
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+    quoted = {word for call in calls if call.func.attr in ("reported", "beside") for word in call.args}
     for node in set(ast.walk(tree)) - quoted:
         if isinstance(node, ast.JoinedStr) and node.values and isinstance(node.values[0], ast.Constant):
             found.add(node.values[0].value)
@@ -151,8 +149,6 @@ def _state(run, name):
 
 
 def _pairs_state(run):
-    if run.pairs is None:
-        return None
     try:
         source = run.load_pairs()
         return [source.about, [source.stamp(part) for part in source.parts]]
@@ -168,16 +164,17 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
     A failed notebook does not stop the others; one that is done already, from the same contents, is skipped
     unless `force`. Returns {notebook name: "done", "skipped" or the error}."""
     parameters["part"] = ""
-    dropped = preflight.left_out(load_profile(profile, **parameters), go_on, tqdm.write)
-    parameters |= {"dropped": dropped} if dropped else {}
     run = load_profile(profile, **parameters)
+    training = any(map(trains, only or notebooks(run)))
+    if dropped := preflight.left_out(run, training, go_on, tqdm.write):
+        parameters["dropped"] = dropped
+        run = load_profile(profile, **parameters)
     given = {"profile": str(profile), **parameters, "out": str(run.out)}
     outcome, running = {}, {}
     waiting = sorted(only or notebooks(run), key=makes_pairs, reverse=True)  # others wait for these
-    total, at_once = len(waiting), _at_once(run.device)
+    total, at_once, common = len(waiting), _at_once(run.device), inputs(run)
     busy = f"another `eclip reproduce` is at work in {run.out}; wait for it, or name another --out"
     with files.alone(run.out / ".lock", busy), progress.shown(), ProcessPoolExecutor(at_once) as pool:
-        common = inputs(run)
         while waiting or running:
             unfinished = [*waiting, *running.values()]
             ready = [p for p in waiting if not waits(p, [other for other in unfinished if other != p])]

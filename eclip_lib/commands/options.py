@@ -7,20 +7,29 @@ from typing import Annotated
 import typer
 import yaml
 
+
+def about(text):
+    """An option, by what it is."""
+    return typer.Option(help=text)
+
+
+def argument(text):
+    return typer.Argument(help=text)
+
+
 ProfileOption = Annotated[
-    str, typer.Option(help="demo, photos, paper-quick, paper, or the path of a YAML file of that form")
+    str, about("demo, photos, paper-quick, paper, or the path of a YAML file of that form")
 ]
-Projected = Annotated[
-    str | None, typer.Option(help="a trained pair for eclip: a file, a folder of pairs, or a name on the hub")
-]
-Out = Annotated[str | None, typer.Option(help="folder of the run; default runs/<profile>")]
+PAIR = "a trained pair for eclip: a file, a folder of pairs, or a name on the hub"
+Projected = Annotated[str | None, about(PAIR)]
+Out = Annotated[str | None, about("folder of the run; default runs/<profile>")]
 SETTINGS = {  # of a profile, each an option that replaces the profile's own
     "networks": (str, "comma-separated; replaces the profile's"),
     "datasets": (str, "comma-separated; replaces the profile's"),
     "root": (str, "folder of the datasets, or name=folder,name=folder"),
     "pretrained": (str, "an open_clip tag, a checkpoint, or 'random'"),
     "pairs": (str, "image-caption pairs to train on, e.g. web:'gcc3m/*.tar'"),
-    "projection": (str, "a trained pair for eclip: a file, a folder of pairs, or a name on the hub"),
+    "projection": (str, PAIR),
     "limit": (int, "only so many images a dataset"),
     "limit_pairs": (int, "only so many image-caption pairs"),
     "device": (str, "cpu, cuda, cuda:1, …"),
@@ -36,10 +45,8 @@ def with_settings(command):
     """The command with an option for every setting of a profile that one word can give, and `--set` for the
     others: its `settings` are those that were typed."""
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
-    more = {
-        name: Annotated[kind | None, typer.Option(help=about)] for name, (kind, about) in SETTINGS.items()
-    }
-    more["set"] = Annotated[list[str] | None, typer.Option(help="another setting, e.g. training.epochs=3")]
+    more = {name: Annotated[kind | None, about(said)] for name, (kind, said) in SETTINGS.items()}
+    more["set"] = Annotated[list[str] | None, about("another setting, e.g. training.epochs=3")]
     options = [
         inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=a)
         for n, a in more.items()
@@ -65,7 +72,10 @@ def _set(words):
         if not mark:
             raise ValueError(f"--set takes NAME=VALUE, like training.epochs=3, not {word!r}")
         outer, _, inner = name.partition(".")
-        value = yaml.safe_load(value)
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {word!r}: the value is not readable YAML") from error
         found[outer] = found.get(outer, {}) | {inner: value} if inner else value
     return found
 

@@ -10,6 +10,7 @@ from .. import files
 from ..datasets.image_text import load_pairs
 from ..feature_cache import cache_features
 from ..networks.attention import load_attention
+from ..networks.checkpoints import files_of
 from ..networks.loading import load_clip
 from ..training import train_pair
 from . import cluster
@@ -21,10 +22,11 @@ def train(data, out, pooling, model, masked, features, settings):
     model: network, pretrained, device. masked: mask and mask_checkpoint, or nothing. features: cache, views,
     workers, ray. settings: of `train_pair`. Raises ValueError, OSError before any work where an output would
     replace an input or cannot be written."""
-    out = out.expanduser()
-    source, curve = load_pairs(data), out.with_suffix(".csv")
-    checkpoints = [model["pretrained"], masked.get("mask_checkpoint")]
-    _require_free(out, curve, [data.partition(":")[2], *filter(None, checkpoints)])
+    out, source = files.named(out, ".safetensors"), load_pairs(data)
+    curve = out.with_suffix(".csv")
+    weights = files_of(model["pretrained"], masked.get("mask_checkpoint"))
+    files.require_free([out, curve], [*source.inputs, *weights])
+    _require_curve(curve)
     rank = _join_ranks(model)
 
     def load():
@@ -55,21 +57,12 @@ def train(data, out, pooling, model, masked, features, settings):
     return f"{len(cached)} pairs, {losses}; {out}\n"
 
 
-def _require_free(out, curve, inputs):
-    inputs = [place for place in map(os.path.expanduser, inputs) if os.path.exists(place)]
-    for path in (out, curve):
-        if path.exists() and any(os.path.samefile(path, place) for place in inputs):
-            raise ValueError(
-                f"{path} would be written over what the pair is trained from; give the pair another name "
-                f"than {out}"
-            )
-        if path.is_dir():
-            raise ValueError(
-                f"{path} is a folder; name a file for the pair, like {path / 'pair.safetensors'}"
-            )
-    if out.suffix != ".safetensors":
-        raise ValueError(f"{out}: a pair is a .safetensors file; write {out.with_suffix('.safetensors')}")
-    out.parent.mkdir(parents=True, exist_ok=True)
+def _require_curve(curve):
+    """Nobody named this file: raise ValueError where one is there and no curve of an earlier training."""
+    if curve.is_file() and not curve.read_bytes().startswith(b"epoch,loss"):
+        raise ValueError(
+            f"{curve} would be written over by the loss curve and is none; give the pair another name"
+        )
 
 
 def _join_ranks(model):

@@ -29,8 +29,9 @@ class Lack:
         return f"missing: {self.what}, looked for in {self.where}; {how}"
 
 
-def lacks(run) -> list[Lack]:
-    """All that a run needs and does not find, without reading much of what is there."""
+def lacks(run, training=True) -> list[Lack]:
+    """All that a run needs and does not find, without reading much of what is there; masks and pairs only
+    where it is `training`."""
     from .resources import status  # which counts the notebooks
 
     weights, found = checkpoints.registry()["weights"], _named(run)
@@ -46,7 +47,7 @@ def lacks(run) -> list[Lack]:
         state = thing.state.removeprefix("missing").lstrip(": ")
         what = f"{thing.part} ({state})" if state else thing.part
         found.append(Lack(what, thing.where, thing.how, parts, file if comes else ""))
-    return found
+    return [lack for lack in found if training or not {"pairs", *run.masks} >= set(lack.parts)]
 
 
 def _named(run):
@@ -61,11 +62,11 @@ def _named(run):
     return found
 
 
-def left_out(run, go_on=False, say=print) -> list[str]:
+def left_out(run, training=True, go_on=False, say=print) -> list[str]:
     """Look for all that a run needs; weights that come by themselves are fetched -> the parts that are to be
     left out, none unless `go_on`. Says what is missing, a line each; raises ValueError where something is,
     or where nothing is left to run."""
-    found = lacks(run)
+    found = lacks(run, training)
     tried = go_on or all(lack.file for lack in found)
     gone = [lack for lack in found if not (tried and lack.file and _obtained(lack.file, say))]
     for lack in gone:

@@ -1,9 +1,10 @@
 """`eclip evaluate`: one method over a profile's networks and datasets."""
 
+from .. import files
 from ..evaluation import evaluate, summarize
 from ..experiment import load_profile
 from ..explainers import explainer
-from ..files import as_csv, write
+from ..networks.checkpoints import files_of
 from . import cluster
 
 
@@ -18,7 +19,9 @@ def measure(method, profile="demo", out=None, ray=0, **parameters):
     if run.projection and method != "eclip":
         raise ValueError("--projection is for the method eclip; no other takes a pair")
     if out:
-        out.mkdir(parents=True, exist_ok=True)
+        out = files.place(out)
+        names = [f"{method}-{network}-{name}.csv" for network in run.networks for name in run.datasets]
+        files.require_free([out / name for name in names], files_of(run.pretrained, run.projection))
     for network in run.networks:
 
         def load(network=network):
@@ -36,7 +39,7 @@ def measure(method, profile="demo", out=None, ray=0, **parameters):
             else:
                 rows = evaluate({method: explain}, dataset, clip, run.workers, run.batch_size)
             if out:
-                write(out / f"{method}-{network}-{name}.csv", as_csv(rows, index=False))
+                files.write(out / f"{method}-{network}-{name}.csv", files.as_csv(rows, index=False))
             s = summarize(rows, seed=run.seed)
             numbers = f"mIoU {s.mIoU:.2f} (floor {s.floor:.2f}) mSC {s.mSC:.2f}, {s.images:.0f} images"
             yield f"{clip.title} {name} {method}: {numbers}"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from .. import files
 from .base import Dataset, Example, examples
 from .coco import COCO2017
 from .imagenet_s import ImageNetS50
@@ -28,10 +29,10 @@ def load_dataset(name: str, root: str | Path | None = None, limit: int | None = 
     level, colours, length). Raises ValueError for an unknown name or a damaged file, FileNotFoundError that
     names what is missing."""
     if name not in REGISTRY:
-        raise ValueError(f"no dataset {name!r}; there are {', '.join(REGISTRY)}")
+        raise ValueError(f"no dataset {files.few([name])!r}; there are {', '.join(REGISTRY)}")
     if root is None and not name.startswith("scenes"):
         raise ValueError(f"{name} needs root=, the folder that holds it; see data/README.md")
-    root = None if root is None else Path(root).expanduser()
+    root = None if root is None else files.place(root)
     return REGISTRY[name](root, **options).first(limit)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -10,26 +11,27 @@ from pycocotools.coco import COCO
 
 from .base import Dataset, Example, check_size, read_image, require
 
+FARTHEST = 1e6  # pixels, of a polygon's point
 LAYOUT = "root/val2017/*.jpg and root/annotations/instances_val2017.json"
+
+
+def incomplete(path, problem):
+    """The ValueError of a COCO file that is not as COCO's are."""
+    problem = f"an entry has no {problem}" if isinstance(problem, KeyError) else problem
+    return ValueError(f"{path} is not a complete COCO file: {problem}; download it again")
 
 
 def read_annotations(path, keys):
     """A COCO annotation file -> its dictionary, the lists `keys` in it. Raises ValueError that names the
     file."""
     try:
-        document = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not a complete COCO file ({error}); download it again") from error
-    lists = {key: document.get(key) if isinstance(document, dict) else None for key in keys}
-    wrong = [
-        key
-        for key, value in lists.items()
-        if not (isinstance(value, list) and all(isinstance(v, dict) for v in value))
-    ]
-    if wrong:
-        raise ValueError(
-            f"{path} is not a complete COCO file: it has no list of {' and '.join(wrong)}; download it again"
-        )
+        document = json.loads(path.read_bytes())  # of any Unicode encoding
+    except (ValueError, RecursionError) as error:
+        raise incomplete(path, error) from error
+    for key in keys:
+        entries = document.get(key) if isinstance(document, dict) else None
+        if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
+            raise incomplete(path, f"it has no list of {key}")
     return document
 
 
@@ -48,10 +50,8 @@ class COCO2017(Dataset):
             with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress there
                 self.coco.createIndex()
             self._check()
-        except KeyError as error:
-            raise ValueError(
-                f"{self.path} is not a complete COCO file: an entry has no {error}; download it again"
-            ) from error
+        except (KeyError, TypeError) as error:
+            raise incomplete(self.path, error) from error
         self.items = [i for i in sorted(self.coco.imgs, key=str) if self.coco.imgToAnns.get(i)]
         if all(isinstance(item, int) for item in self.items):
             self.items = sorted(self.items)
@@ -61,27 +61,43 @@ class COCO2017(Dataset):
             require(self.sources(item)[0], self.name, LAYOUT)
 
     def _check(self):
-        document, coco = self.coco.dataset, self.coco
-        twice = [i for i, count in Counter(image["id"] for image in document["images"]).items() if count > 1]
-        if twice:
-            raise ValueError(
-                f"{self.path}: image id {twice[0]} is there twice; which image its annotations mean is "
-                "not known"
-            )
-        self.names = {c["id"]: c["name"] for c in sorted(document["categories"], key=lambda c: c["id"])}
-        self.classes = list(self.names.values())
-        for annotation in coco.anns.values():
+        images, annotations = (self.coco.dataset[key] for key in ("images", "annotations"))
+        categories = sorted(self.coco.dataset["categories"], key=lambda c: c["id"])
+        self.names = {c["id"]: c["name"] for c in categories}
+        self.classes = [c["name"] for c in categories]
+        for kind, values in {
+            "image id": [image["id"] for image in images],
+            "category id": [c["id"] for c in categories],
+            "category": self.classes,
+        }.items():
+            twice = [value for value, count in Counter(values).items() if count > 1]
+            if twice:
+                raise ValueError(
+                    f"{self.path}: {kind} {twice[0]!r} is there twice; which one is meant is not known"
+                )
+        wordless = [name for name in self.classes if not isinstance(name, str) or not name.strip()]
+        if wordless:
+            raise ValueError(f"{self.path}: the name of a category is {wordless[0]!r}, no word for a prompt")
+        for image in images:
+            sides = [image.get("height"), image.get("width")]
+            if not isinstance(image.get("file_name"), str) or not all(isinstance(s, int) for s in sides):
+                raise ValueError(
+                    f"{self.path}: image {image['id']} has no file_name, height or width; download it again"
+                )
+        for annotation in annotations:
             if annotation["category_id"] not in self.names:
                 raise ValueError(f"{self.path}: annotations of unknown category {annotation['category_id']}")
-            if not annotation.get("segmentation"):
+            try:
+                _require_whole(annotation.get("segmentation"))
+            except Exception as error:
                 raise ValueError(
-                    f"{self.path}: annotation {annotation['id']} has no segmentation (boxes alone cannot "
-                    "be scored)"
-                )
-        sizes = [image for image in coco.imgs.values() if not {"file_name", "height", "width"} <= set(image)]
-        if sizes:
-            raise ValueError(
-                f"{self.path}: image {sizes[0]['id']} has no file_name, height or width; download it again"
+                    f"{self.path}: the mask of annotation {annotation['id']} cannot be read ({error}); "
+                    "mend it or remove it"
+                ) from error
+        lost = sum(annotation["image_id"] not in self.coco.imgs for annotation in annotations)
+        if lost:
+            warnings.warn(
+                f"{self.path}: {lost} annotations are of images that it does not list", stacklevel=4
             )
 
     def sources(self, item):
@@ -91,13 +107,7 @@ class COCO2017(Dataset):
         path, masks = self.sources(item)[0], {}
         image = read_image(path, upright=False)
         for annotation in self.coco.imgToAnns[item]:
-            try:
-                _require_full(annotation["segmentation"])
-                mask = self.coco.annToMask(annotation).astype(bool)
-            except Exception as error:  # pycocotools raises bare ones
-                raise ValueError(
-                    f"{path.name}: the mask of annotation {annotation['id']} cannot be read ({error})"
-                ) from error
+            mask = self.coco.annToMask(annotation).astype(bool)
             check_size(mask, image, path)
             name = self.names[annotation["category_id"]]
             masks[name] = mask | masks[name] if name in masks else mask
@@ -106,16 +116,26 @@ class COCO2017(Dataset):
         return Example(image_id, image, masks, np.zeros(image.size[::-1], bool))
 
 
-def _require_full(segmentation):
-    """Raise ValueError where run lengths do not fill their picture: pycocotools would leave the rest as it
-    finds it."""
-    if not isinstance(segmentation, dict):
+def _require_whole(segmentation):
+    """Raise where a segmentation is none that pycocotools reads as it is meant: of others it makes an empty
+    mask, leaves pixels as it finds them, or takes the process down."""
+    if isinstance(segmentation, dict):
+        (height, width), counts = segmentation["size"], segmentation["counts"]
+        counts = counts if isinstance(counts, list) else _run_lengths(counts)
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError("its run lengths are not whole numbers")
+        if sum(counts) != height * width:
+            raise ValueError(f"its run lengths cover {sum(counts)} of {height * width} pixels")
         return
-    height, width = segmentation["size"]
-    counts = segmentation["counts"]
-    pixels = sum(counts if isinstance(counts, list) else _run_lengths(counts))
-    if pixels != height * width:
-        raise ValueError(f"its run lengths cover {pixels} of {height * width} pixels")
+    if not segmentation:
+        raise ValueError("it has no segmentation, and boxes alone cannot be scored")
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError("a polygon needs three points or more, each of x and y")
+        if not all(
+            isinstance(n, int | float) and abs(n) < FARTHEST for n in polygon
+        ):  # false for nan as well
+            raise ValueError("a polygon has a point that is no number, or far outside of any picture")
 
 
 def _run_lengths(text):

@@ -25,8 +25,9 @@ class ImageNetS50(Dataset):
         root = root / "ImageNetS50" if (root / "ImageNetS50").is_dir() else root
         self.images = require(root / "validation", self.name, LAYOUT)
         self.labels = require(self.images.parent / "validation-segmentation", self.name, LAYOUT)
-        pictures = (p for p in self.images.glob("*/*.JPEG") if not p.name.startswith("._"))
-        self.items = sorted(p.relative_to(self.images) for p in pictures)
+        found = [*self.images.glob("*/*.JPEG"), *self.labels.glob("*/*.png")]  # a picture or mask may be gone
+        found = [Path(p.parent.name, f"{p.stem}.JPEG") for p in found if not p.name.startswith("._")]
+        self.items = sorted(set(found))
         if not self.items:
             raise FileNotFoundError(
                 f"{self.name}: no image in {self.images}. Expected {LAYOUT}. See data/README.md."
@@ -36,7 +37,8 @@ class ImageNetS50(Dataset):
                 raise ValueError(
                     f"{self.images / item}: {item.parts[0]} is not one of the 50 synsets of ImageNet-S50"
                 )
-            require(self.labels / item.with_suffix(".png"), self.name, LAYOUT)
+            for path in self.sources(item):
+                require(path, self.name, LAYOUT)
 
     def sources(self, item):
         return [self.images / item, self.labels / item.with_suffix(".png")]
@@ -48,6 +50,10 @@ class ImageNetS50(Dataset):
         if mask.mode != "RGB":
             raise ValueError(f"{path} is no RGB image (its class id would be R + 256 G); get the file again")
         colours = np.asarray(mask).astype(np.int32)  # before the product: 256 G overflows uint8
+        if colours[..., 2].any():
+            raise ValueError(
+                f"{path}: blue is not 0 everywhere, as in masks of R + 256 G; get the file again"
+            )
         labels = colours[..., 0] + 256 * colours[..., 1]
         check_size(labels, image, path)
         present = sorted(set(np.unique(labels).tolist()) - {0, VOID})

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from .. import files
+
 
 def augmentation(clip, kind="deit"):
     """PIL -> float32 [3, S, S], CLIP's normalisation. "deit": timm's DeiT recipe (random resized crop, flip,
@@ -66,15 +68,14 @@ class PairViews(Dataset):
 
 
 class LeftOut:
-    """What pairs could not be used, by reason: how many, and the first few keys."""
+    """What pairs could not be used, by reason: how many, and the first few places. `place`: the place that a
+    key stands for, in words for a reader."""
 
-    def __init__(self):
-        self.reasons = {}
+    def __init__(self, place=str):
+        self.reasons, self.place = {}, place
 
     def add(self, reason, key):
-        found = self.reasons.setdefault(reason, {"count": 0, "first": []})
-        found["count"] += 1
-        found["first"] = [*found["first"], key][:3]
+        self.merge({reason: {"count": 1, "first": [self.place(key)]}})
 
     def merge(self, reasons):
         for reason, about in reasons.items():
@@ -87,8 +88,9 @@ class LeftOut:
         return sum(about["count"] for about in self.reasons.values())
 
     def __str__(self):
+        told = {reason: files.few(r["first"], r["count"]) for reason, r in self.reasons.items()}
         return "; ".join(
-            f"{r['count']} {reason} ({', '.join(r['first'])}, …)" for reason, r in self.reasons.items()
+            f"{self.reasons[reason]['count']} {reason} ({first})" for reason, first in told.items()
         )
 
 
@@ -98,6 +100,8 @@ def usable(items, left_out):
     for key, payload, caption in items:
         if payload is None:
             left_out.add("without a picture", key)
+        elif caption is None:
+            left_out.add("with a caption that is not UTF-8", key)
         elif not caption:
             left_out.add("with an empty caption", key)
         else:

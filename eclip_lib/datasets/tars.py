@@ -1,10 +1,21 @@
-"""webdataset's tar files: pictures and captions of one key stand together; damaged and cut ones are
-refused."""
+"""webdataset's tar files as a source of pairs: pictures and captions of one key stand together; damaged and
+cut ones are refused."""
 
+import copy
+import glob
+import io
 import json
+import os
 import tarfile
+import warnings
 import zlib
+from itertools import islice
 from pathlib import Path
+
+from braceexpand import braceexpand
+
+from .. import files
+from .base import read_image
 
 PICTURES = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 
@@ -19,6 +30,7 @@ def samples(path):
                 if not member.isfile() or Path(member.name).name.startswith("._"):
                     continue
                 stem, _, suffix = member.name.rpartition(".")
+                stem = stem or member.name
                 if stem != key and sample:
                     yield key, sample
                     sample = {}
@@ -30,7 +42,8 @@ def samples(path):
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"{path} is not a whole tar file ({error}); get it again or remove it") from error
+        reason = str(error).partition(":")[0]  # tarfile goes on with every compression that it tried
+        raise ValueError(f"{path} is not a whole tar file ({reason}); get it again or remove it") from error
 
 
 def _require_end(tar):
@@ -42,8 +55,12 @@ def _require_end(tar):
 
 
 def caption(sample):
-    """The caption of a sample: its .txt, else the field of that name in its .json."""
-    text = sample.get("txt", b"").decode("utf-8", errors="replace").strip()
+    """The caption of a sample: its .txt, else the field of that name in its .json; None where it is not
+    UTF-8."""
+    try:
+        text = sample.get("txt", b"").decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        return None
     if text or "json" not in sample:
         return text
     try:
@@ -52,3 +69,74 @@ def caption(sample):
         return ""
     found = about.get("caption") if isinstance(about, dict) else None
     return found.strip() if isinstance(found, str) else ""
+
+
+class WebPairs:
+    """webdataset shards in img2dataset's layout (a picture and .txt or .json of one key), e.g. GCC3M:
+    `pattern` is a glob of tars, with braces as bash knows them, or their folder. Warns of tars that it names
+    one by one and that are not there."""
+
+    def __init__(self, pattern):
+        folder = files.place(pattern).is_dir()
+        found = files.matching(Path(pattern, "*.tar") if folder else pattern, braceexpand)
+        paths = sorted(str(path) for some in found.values() for path in some if path.name[:2] != "._")
+        self.parts = nonempty(list({os.path.realpath(path): path for path in paths}.values()), pattern)
+        gone = [part for part, some in found.items() if not some and not glob.has_magic(part)]
+        if gone:
+            warnings.warn(f"{len(gone)} of {len(found)} tars are not there: {files.few(gone)}", stacklevel=2)
+        # by its own path alone, so that one tar more renames none
+        self.names = [f"{Path(part).stem}-{files.digest(part.encode())[:6]}" for part in self.parts]
+        self.about = {
+            "source": "webdataset",
+            "folder": ", ".join(sorted({str(Path(part).parent) for part in self.parts})),
+        }
+        self.cut: dict = {}  # a part: so many of its pairs
+
+    def first(self, count):
+        """As many whole parts as hold so many keys, the last one cut; a part that cannot be read holds
+        none."""
+        cut, left = copy.copy(self), count
+        cut.about, cut.parts, cut.names, cut.cut = self.about | {"first": count}, [], [], {}
+        for part, name in zip(self.parts, self.names, strict=True):
+            if left > 0:
+                cut.parts.append(part), cut.names.append(name)
+                cut.cut[part] = left
+                left -= _count_keys(part, left)
+        return cut
+
+    @property
+    def inputs(self):
+        return self.parts
+
+    def place(self, part, key):
+        return f"{key} of {Path(part).name}"
+
+    def state(self, part):
+        whole = files.digest(Path(part))  # a tar is padded: its size says little
+        return [whole, self.cut[part]] if self.cut else whole
+
+    def stamp(self, part):
+        return [*(files.stamp(part) or []), self.cut[part]] if self.cut else files.stamp(part)
+
+    def read(self, part):
+        for key, sample in islice(samples(part), self.cut.get(part)):
+            picture = next((sample[kind] for kind in PICTURES if kind in sample), None)
+            yield key, (key, picture) if picture else None, caption(sample)
+
+    def open(self, payload):
+        key, data = payload
+        return read_image(io.BytesIO(data), name=key)
+
+
+def _count_keys(part, most):
+    try:
+        return sum(1 for _ in islice(samples(part), most))
+    except (OSError, ValueError):
+        return 0
+
+
+def nonempty(found, what):
+    """What was found. Raises FileNotFoundError where that is nothing."""
+    if not found:
+        raise FileNotFoundError(f"no image-caption pair in {what}")
+    return found

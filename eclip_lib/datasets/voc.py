@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 
+from .. import files
 from .base import Dataset, Example, check_size, read_image, require
 
 # the dataset's own order; its spellings are written out as words a text encoder has read
@@ -35,7 +36,7 @@ class VOC2012(Dataset):
         self.images = require(base / "JPEGImages", self.name, LAYOUT)
         self.labels = require(base / "SegmentationClass", self.name, LAYOUT)
         listing = require(base / "ImageSets" / "Segmentation" / "val.txt", self.name, LAYOUT)
-        self.items = listing.read_text().split()
+        self.items = files.read_text(listing).split()
         if not self.items:
             raise ValueError(f"{self.name}: {listing} lists no image")
         twice = [item for item, count in Counter(self.items).items() if count > 1]

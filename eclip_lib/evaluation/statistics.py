@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..explainers import named
+
 VALUES = {"mIoU": "iou", "mSC": "score_contrast"}
 MEASURES = ["mIoU", "mIoU_low", "mIoU_high", "mSC", "mSC_low", "mSC_high", "mIoU_pairs", "mSC_pairs", "floor"]
 
@@ -134,17 +136,20 @@ def in_words(low, high, above="above", below="below", undecided="undecided"):
     return above if low > 0 else below if high < 0 else undecided
 
 
+def counts(table, measure):
+    """How many intervals of a measure lie above 0, hold it, lie below it -> (above, undecided, below)."""
+    above, below = table[f"{measure}_low"] > 0, table[f"{measure}_high"] < 0
+    return int(above.sum()), int((~above & ~below).sum()), int(below.sum())
+
+
 def gains_in_words(table: pd.DataFrame) -> str:
     """One sentence a comparison of `gains`: on how many datasets and networks the difference and its interval
     lie above 0, below it, or neither."""
     lines = []
     for (better, other), part in table.groupby(["better", "than"], sort=False):
-        counts = []
+        said = []
         for measure in VALUES:
-            words = [
-                in_words(*ends) for ends in zip(part[f"{measure}_low"], part[f"{measure}_high"], strict=True)
-            ]
-            up, down, open_ = (words.count(word) for word in ("above", "below", "undecided"))
-            counts.append(f"{measure} higher on {up}, lower on {down}, undecided on {open_}")
-        lines.append(f"{better} against {other} ({len(part)}): {'; '.join(counts)}")
+            up, open_, down = counts(part, measure)
+            said.append(f"{measure} higher on {up}, lower on {down}, undecided on {open_}")
+        lines.append(f"{named(better)} against {named(other)} ({len(part)}): {'; '.join(said)}")
     return "\n".join(lines)

@@ -23,6 +23,7 @@ __all__ = [
     "explainer",
     "map_of",
     "maps",
+    "named",
     "scored",
 ]
 
@@ -50,7 +51,7 @@ REGISTRY: dict[str, Method | Callable] = {
     "sclip": Method(sclip, "SCLIP", "SCLIP: correlative self-attention in the last block"),
     "gem": Method(gem, "GEM", "GEM: self-self attention on a second path"),
     "legrad": Method(legrad, "LeGrad", "LeGrad: gradient by the attention of the last blocks", True),
-    "rollout": Method(rollout, "rollout", "attention rollout: knows no text, the floor"),
+    "rollout": Method(rollout, "rollout", "attention rollout: the same map for every text"),
 }
 
 
@@ -58,6 +59,11 @@ def about(method: str) -> Method:
     """What is known of a method; of a plain function of one's own, its name."""
     entry = REGISTRY[method]
     return entry if isinstance(entry, Method) else Method(entry, method, method)
+
+
+def named(method: str) -> str:
+    """A method as the paper calls it, for tables and figures; any other word as it is."""
+    return about(method).name if method in REGISTRY else method
 
 
 def explainer(method: str, clip, **options) -> Callable:

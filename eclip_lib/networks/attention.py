@@ -6,7 +6,6 @@ ones), MoCo v3 from its authors' checkpoint; any other timm ViT with a class tok
 
 A mask is a callable of (RGB images [B, 3, S, S] in [0, 1], grid) -> A [B, N], N = h*w of `grid`."""
 
-import hashlib
 import inspect
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,11 +20,11 @@ from torch import nn
 from .. import files
 from ..method import ImageFeatures
 from . import demo
-from .checkpoints import hub, load_into, obtain, read_checkpoint, registered, registry
+from .checkpoints import hub, obtain, registered, registry
 from .encoders import residual_block, vit_tokens
+from .state_dicts import load_into, read_checkpoint
 
 GRID = (14, 14)  # of masks that have none of their own
-REMEMBERED = 1000  # batches whose attention a model keeps: 50 MB of 64 images
 
 
 class SelfAttention(nn.Module):
@@ -41,7 +40,6 @@ class SelfAttention(nn.Module):
                 f"{name}: attention is read from timm's VisionTransformer with a class token, not {kind}"
             )
         self.model, self.name = model.eval().requires_grad_(False), name
-        self.known = None  # {batch: its attention} where the networks of a run show the same batches
         self.grid, self.size = tuple(model.patch_embed.grid_size), model.patch_embed.img_size[0]
         config = getattr(model, "pretrained_cfg", None) or {}
         defaults = {"mean": timm.data.IMAGENET_DEFAULT_MEAN, "std": timm.data.IMAGENET_DEFAULT_STD}
@@ -65,19 +63,6 @@ class SelfAttention(nn.Module):
     def forward(self, images, grid=None):
         """RGB images [B, 3, S, S] in [0, 1], not normalised -> A [B, N], mean over heads (Eq. 6), N = h*w of
         `grid` (default: the model's own; another one is reached by bilinear resize)."""
-        if self.known is None or images.is_cuda:
-            attention = self._attention(images)
-        else:
-            weights = sum(weight._version for weight in self.model.parameters())  # grows as they change
-            key = hashlib.sha256(images.contiguous().numpy()).digest(), images.shape, weights
-            if key not in self.known:
-                if len(self.known) == REMEMBERED:
-                    self.known.clear()
-                self.known[key] = self._attention(images)
-            attention = self.known[key]
-        return resize_attention(attention, self.grid, grid or self.grid)
-
-    def _attention(self, images):
         # up to the last layer's input, then its queries and keys, because fused attention never forms the map
         *_, last = self.model.blocks
         before = {"indices": [len(self.model.blocks) - 2], "stop_early": True, "norm": False}
@@ -87,7 +72,8 @@ class SelfAttention(nn.Module):
         q, k, _ = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
         class_query, k = attn.q_norm(q[:, :, :1]) * attn.scale, attn.k_norm(k)
         weights = (class_query @ k.transpose(-2, -1)).softmax(-1)
-        return weights.mean(1)[:, 0, self.model.num_prefix_tokens :]
+        attention = weights.mean(1)[:, 0, self.model.num_prefix_tokens :]
+        return resize_attention(attention, self.grid, grid or self.grid)
 
 
 def resize_attention(attention, source, target):

@@ -143,8 +143,10 @@ class Clip:
         if self.network in demo.NETWORKS:
             unknown = sorted({w for t in texts for w in re.findall(r"\w+", t.lower())} - set(demo.words()))
             if unknown:
-                said = f"{self.network} never saw the words {unknown}; it knows {demo.words()}"
-                warnings.warn(said, stacklevel=3)
+                first, more = [w[:30] for w in unknown[:3]], max(0, len(unknown) - 3)
+                said = f"never saw the words {first}" + (f" and {more} more" if more else "")
+                known = "it knows the shapes, colours and patterns of rendered scenes alone"
+                warnings.warn(f"{self.network} {said}; {known}", stacklevel=3)
         limit, encode = self.tokenizer.context_length, getattr(self.tokenizer, "encode", None)
         # and a token each for start and end
         long = [text for text in texts if encode and len(encode(text)) + 2 > limit]

@@ -11,9 +11,10 @@ import torch
 
 from .. import files
 from . import demo
-from .checkpoints import hub, is_path, load_into, obtain, read_checkpoint, registered
+from .checkpoints import hub, is_path, obtain, registered
 from .clip import Clip, own_weights
 from .encoders import resize_input
+from .state_dicts import inside, load_into, read_checkpoint
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def load_clip(
     if network not in open_clip.list_models():
         near = get_close_matches(network, open_clip.list_models(), 3) or list(demo.NETWORKS)
         raise ValueError(
-            f"no network {network!r}; near: {', '.join(near)} (open_clip.list_models() has them all)"
+            f"no network {files.few([network])!r}; near: {', '.join(near)} (open_clip.list_models() has them all)"
         )
     own = network in demo.NETWORKS
     if pretrained == "default" and not own:
@@ -67,7 +68,7 @@ def load_clip(
         if pretrained is None:
             model, label = open_clip.create_model(network), "random"
         elif is_path(pretrained):
-            path = Path(pretrained).expanduser()
+            path = files.place(pretrained)
             model = _from_file(network, path, size=size)
             label = path.name if path.stem == "random" else path.stem
         else:
@@ -88,7 +89,9 @@ def require_device(device):
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise ValueError(f"no device {device!r}; write cpu, or cuda (cuda:0, …) for a GPU") from error
+        raise ValueError(
+            f"no device {files.few([device])!r}; write cpu, or cuda (cuda:0, …) for a GPU"
+        ) from error
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not here.get(kind):
         name = {"cuda": "CUDA", "mps": "Metal"}.get(kind, kind)
@@ -120,7 +123,8 @@ def _from_tag(network, tag):
     config = open_clip.get_pretrained_cfg(network, tag)
     if not config:
         raise ValueError(
-            f"{network} has no weights {tag!r}; it has {open_clip.list_pretrained_tags_by_model(network)}"
+            f"{network} has no weights {files.few([tag])!r}; it has "
+            f"{files.few(open_clip.list_pretrained_tags_by_model(network))}"
         )
     try:
         with hub():
@@ -153,12 +157,11 @@ def _quick_gelu_of(path, network, state):
     """Whether weights without OpenAI's stamps were trained with QuickGELU: by the configuration beside the
     file, else said aloud."""
     for name in ("config.json", "open_clip_config.json"):
-        about = files.read_json(path.with_name(name))
-        if isinstance(about, dict):
-            marks = [about.get("hidden_act"), (about.get("vision_config") or {}).get("hidden_act")]
-            marks.append("quick_gelu" if (about.get("model_cfg") or about).get("quick_gelu") else None)
-            if any(marks):
-                return "quick_gelu" in marks
+        about = files.read_json((path if path.is_dir() else path.parent) / name)
+        marks = [inside(about, "hidden_act"), inside(about, "vision_config", "hidden_act")]
+        quick = inside(about, "quick_gelu") or inside(about, "model_cfg", "quick_gelu")
+        if quick or any(marks):
+            return bool(quick) or "quick_gelu" in marks
     if f"{network}-quickgelu" in open_clip.list_models():
         half = all(
             torch.equal(t, t.half().float()) for n, t in state.items() if n.endswith("attn.in_proj_weight")
@@ -175,14 +178,10 @@ def _quick_gelu_of(path, network, state):
 
 def _fit_positions(model, state, path, size):
     """Let a ViT read the input size that its weights were saved with, if that is the size asked for."""
-    name = "visual.positional_embedding"
-    own = model.state_dict().get(name)
-    if (
-        own is None
-        or name not in state
-        or not hasattr(model.visual, "patch_size")
-        or len(own) == len(state[name])
-    ):
+    name, patches, own = "visual.positional_embedding", "visual.conv1.weight", model.state_dict()
+    if not {name, patches} <= own.keys() & state.keys() or not hasattr(model.visual, "patch_size"):
+        return
+    if own[patches].shape != state[patches].shape or len(own[name]) == len(state[name]):
         return
     height, width = model.visual.patch_size
     cells = len(state[name]) - 1

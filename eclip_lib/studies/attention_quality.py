@@ -108,6 +108,20 @@ def own_attentions(run, clips):
     return {f"CLIP {clip.title}": ClipAttention(clip) for clip in clips.values() if clip.is_vit}
 
 
+def about_masks(run):
+    """Where the run's masks come from, in words."""
+    own = [name for name, network in run.masks.items() if _card(network)]
+    if run.pretrained is None:
+        return "random weights: these masks learned nothing"
+    if not own:
+        return f"masks: {', '.join(f'{name} ({network})' for name, network in run.masks.items())}"
+    return (
+        f"{' and '.join(own)}: small ViTs that this repository trained without captions or masks, but not without "
+        "help: their views are composed by pixel saliency, and their recipes were chosen partly by how well the "
+        "attention covers objects of validation scenes (data/demo/tried.md)"
+    )
+
+
 def training_figure(run):
     """How the demo's own self-supervised models came to attend: loss, and IoU of the attention with objects
     of validation scenes, by step. Returns the figure, or None where the run's masks were not trained by this

@@ -5,14 +5,12 @@ import pandas as pd
 import torch
 from torch.utils.benchmark import Timer
 
-from .. import plots
-from ..datasets import examples
-from ..evaluation import batches, gains, prompts, recognize
+from ..evaluation import batches, bootstrap, class_mean, gains, interval, prompts, recognize
 from ..evaluation import table as summary_table
-from ..explainers import about, explainer, map_of, maps
+from ..evaluation.statistics import VALUES
+from ..explainers import about, explainer, maps, named
 from ..method import itsm
 from ..networks import demo
-from ..networks.clip import PROMPT
 from ..networks.loading import is_vit
 
 TABLE_1, TABLE_2 = ["clip", "rclip", "eclip"], ["clip", "grad_cam", "bi_model", "rclip", "eclip"]
@@ -41,16 +39,6 @@ def plan(run):
     return {network: TABLE_2 + LATER if network in vits(run) else TABLE_1 for network in run.networks}
 
 
-def measure(run, wanted):
-    """Tidy rows of {network: methods} on the run's datasets; what the run has measured already is read."""
-    rows = []
-    for network, methods in wanted.items():
-        clip = run.load_clip(network)
-        found = explainers_of(run, clip, methods)
-        rows += [run.evaluate(clip, name, found) for name in run.datasets]
-    return pd.concat(rows, ignore_index=True)
-
-
 def table(run, rows, methods):
     """One line a dataset, network and method of `methods`, with intervals over images; then the mean over
     datasets as "average"."""
@@ -66,7 +54,7 @@ def wide(result):
     """A table as the paper prints it: one row a network and method, mIoU and mSC below each dataset."""
     if result.empty:
         return result
-    return result.pivot_table(
+    return result.assign(method=result["method"].map(named)).pivot_table(
         index=["network", "method"], columns="dataset", values=["mIoU", "mSC"], sort=False
     )
 
@@ -80,6 +68,46 @@ def all_gains(run, rows):
         [("eclip", other) for other in others],
     ]
     return pd.concat([gains(rows, comparisons, run.seed) for comparisons in parts], ignore_index=True)
+
+
+def finer_grid(run, rows):
+    """What the fine grid costs every method: mIoU and mSC of the fine ViT less those of the coarse one, and
+    `less_than_eclip`, how much more mIoU it loses than ECLIP; in points, with 95 % bootstrap intervals over
+    the images, the same for all. rows: of two networks, the coarse one first; else no line."""
+    lines, networks = [], list(dict.fromkeys(rows["network"]))
+    for name, part in rows.groupby("dataset", sort=False) if len(networks) == 2 else ():
+        changes = {}
+        for method, own in part.groupby("method", sort=False):
+            two = [own[own["network"] == network] for network in networks]
+            for measure, value in VALUES.items():
+                means, draws = zip(
+                    *((class_mean(r, value), bootstrap(r, value, seed=run.seed)) for r in two), strict=True
+                )
+                changes[method, measure] = means[1] - means[0], draws[1] - draws[0]
+        for method in dict.fromkeys(method for method, _ in changes):
+            line = {"dataset": name, "method": method}
+            found = {measure: changes[method, measure] for measure in VALUES}
+            if "eclip" in set(part["method"]):
+                pairs = zip(changes["eclip", "mIoU"], changes[method, "mIoU"], strict=True)
+                found["less_than_eclip"] = tuple(ours - its for ours, its in pairs)
+            for column, (value, draws) in found.items():
+                line |= dict(
+                    zip((column, f"{column}_low", f"{column}_high"), (value, *interval(draws)), strict=True)
+                )
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def finer_in_words(found):
+    """`finer_grid`: one sentence a method."""
+    lines = []
+    for method, part in found.groupby("method", sort=False):
+        each = [
+            f"{r['mIoU']:+.1f} [{r['mIoU_low']:.1f}, {r['mIoU_high']:.1f}] on {r['dataset']}"
+            for _, r in part.iterrows()
+        ]
+        lines.append(f"{named(method)} changes by {', '.join(each)} mIoU from the coarse to the fine grid")
+    return "\n".join(lines)
 
 
 def timings(run):
@@ -100,6 +128,7 @@ def timings(run):
     if found.empty:
         return found
     run.save_timings(found)
+    found["method"] = found["method"].map(named)
     return found.pivot_table(index="method", columns="network", values="ms", sort=False)
 
 
@@ -184,53 +213,3 @@ def _with_intervals(every):
         ends = (mean[k], mean[k] - half[k], mean[k] + half[k])
         line |= dict(zip((value, f"{value}_low", f"{value}_high"), map(float, ends), strict=True))
     return line | {"images": len(every)}
-
-
-# ---------------------------------------------------------------------- sheets
-
-
-def figure_1(run, name):
-    """Fig. 1: ground truth, CLIP and ECLIP below each other, one network and image a column. Returns the
-    figure."""
-    shown = examples(run.load_dataset(name), len(run.networks))
-    images, titles, rows = [], [], {"ground truth": []}
-    for k, network in enumerate(run.networks):
-        clip, example = run.load_clip(network), shown[k % len(shown)]
-        images.append(example.image)
-        titles.append(f"{clip.title}\n{example.largest}")
-        rows["ground truth"].append(example.masks[example.largest])
-        for method, explain in explainers_of(run, clip, ["clip", "eclip"]).items():
-            heat = map_of(clip, explain, example.image, PROMPT.format(example.largest))
-            rows.setdefault(about(method).name, []).append(heat)
-    return plots.sheet([(images, panels) for panels in rows.values()], titles, list(rows), size=1.7)
-
-
-def later(dataset, count, start):
-    """`count` examples from `start` on, other ones than Fig. 1's; nearer the beginning where there are
-    few."""
-    return examples(dataset, count, start=max(0, min(start, len(dataset) - count)))
-
-
-def figure_7(run, count=6):
-    """Fig. 7: ECLIP (RCLIP where nothing is trained) of the finest ViT (else the last network), images of every
-    dataset, ground truth beside the map."""
-    clip = run.load_clip((vits(run) or run.networks)[-1])
-    (method, explain), rows = list(explainers_of(run, clip, ["rclip", "eclip"]).items())[-1], []
-    for name in run.datasets:
-        images, panels = [], []
-        for example in later(run.load_dataset(name), count // 2, start=20):
-            images += [example.image] * 2
-            heat = map_of(clip, explain, example.image, PROMPT.format(example.largest))
-            panels += [example.masks[example.largest], heat]
-        rows.append((images, panels))
-    columns = min(len(panels) for _, panels in rows)
-    rows = [(images[:columns], panels[:columns]) for images, panels in rows]
-    return plots.sheet(rows, (["ground truth", about(method).name] * count)[:columns], run.datasets, size=1.3)
-
-
-def methods_sheet(run, network, count=4):
-    """Figs. 8, 12 and 13: one object a row, one method a column, on the last dataset. Returns the figure."""
-    clip = run.load_clip(network)
-    found = explainers_of(run, clip, TABLE_2 + LATER[:5])
-    shown = {about(method).name: (clip, explain) for method, explain in found.items()}
-    return plots.map_sheet(later(run.load_dataset(run.datasets[-1]), count, start=5), shown, size=1.1)

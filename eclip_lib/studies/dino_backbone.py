@@ -13,7 +13,7 @@ from timm.optim import create_optimizer_v2
 from .. import files, plots
 from ..datasets import examples
 from ..datasets.pair_views import LeftOut, PairViews, augmentation, usable
-from ..evaluation import table
+from ..evaluation import counts, t_interval, table
 from ..explainers import explainer
 from ..method import contrastive_loss
 from ..networks import demo
@@ -25,8 +25,8 @@ from ..projection import Projection
 from ..recipe import new_pair
 from ..training import read_state, write_state
 from .itsm_discovery import direction
-from .pooling_ablation import masks_for
 
+OWN = "CLIP, own pair"
 SHIPPED = "scenes-ViT-32"  # the network that the demo's unlocked backbone was trained beside
 
 
@@ -51,23 +51,16 @@ def partner(run, clips, models):
     return [*equal, *vits, *clips.values()][0]
 
 
-def arms(run, clip, models):
-    """The four arms for one network: CLIP with its own pair, CLIP with a new pair, DINO locked, DINO
-    unlocked; {name: `Arm`}."""
-    found = {"CLIP, own pair": Arm(clip, clip.projection, f"{clip.title} as trained")}
-    name, model = next((n, m) for n, m in reversed(models.items()))
-    locked = clip.with_image_encoder(model)
-    encoders = {"CLIP, new pair": (clip, masks_for(run, clip, models)), f"{name}, locked": (locked, {})}
-    for title, (encoder, masks) in encoders.items():
-        trained = run.train(encoder, run.features(encoder, masks), Pooling("attention"))
-        found[title] = Arm(
-            encoder, trained.pair, f"final training loss {trained.losses['loss'].iloc[-1]:.1f}"
-        )
-    found[f"{name}, unlocked"] = _unlocked(run, clip, run.load_masks()[name])
-    return found
+def new_pair_arm(run, encoder, features, seed):
+    """A pair that learns on an encoder's class token -> `Arm`."""
+    trained = run.train(encoder, features, Pooling("attention"), seed)
+    return Arm(encoder, trained.pair, f"final training loss {trained.losses['loss'].iloc[-1]:.1f}")
 
 
-def _unlocked(run, clip, model):
+def unlocked(run, clip, name):
+    """The backbone trained on with its pair: the demo's as shipped, else one pass over the run's captions ->
+    `Arm`."""
+    model = run.load_masks()[name]
     shipped = demo.FOLDER / f"{model.name}-unlocked-seed0.safetensors"
     # training it takes a quarter of an hour
     if shipped.exists() and run.pretrained == "default" and clip.network == SHIPPED:
@@ -167,32 +160,54 @@ def unlock(
     return pair.requires_grad_(False), pd.DataFrame(lines, columns=["epoch", "step", "loss", "seconds"])
 
 
-def arms_table(run, found):
-    """One line a dataset and arm: `summarize`'s measures in %."""
+def arms_rows(run, arms):
+    """Tidy rows of {(title, training): `Arm`} on the run's datasets."""
     rows = [
-        run.evaluate(arm.clip, name, {title: explainer("eclip", arm.clip, projection=arm.projection)})
-        for title, arm in found.items()
+        run.evaluate(arm.clip, name, {key: explainer("eclip", arm.clip, projection=arm.projection)})
+        for key, arm in arms.items()
         for name in run.datasets
     ]
-    result = table(pd.concat(rows), ("dataset", "method"), seed=run.seed).rename(
-        columns={"method": "backbone"}
-    )
+    return pd.concat(rows, ignore_index=True)
+
+
+def arms_table(run, rows):
+    """One line a dataset and arm, its first training: `summarize`'s measures in %."""
+    result = table(rows[rows["seed"] == 0], ("dataset", "method"), seed=run.seed)
+    result = result.rename(columns={"method": "backbone"})
     return result.sort_values("dataset", kind="stable", ignore_index=True)
 
 
-def arms_sheet(run, found, name, count=4):
-    """Image, ground truth and the map of every arm. Returns the figure."""
+def arms_seeds(run, rows):
+    """One line a dataset, encoder and training of every arm that learned."""
+    trained = rows[rows["method"] != OWN]
+    found = table(trained, ("dataset", "network", "method", "seed"), seed=run.seed)
+    return found.rename(columns={"method": "backbone"}).astype({"seed": int})
+
+
+def arms_sheet(run, arms, name, count=4):
+    """Image, ground truth and the map of every arm's first training. Returns the figure."""
     shown = {
         title.replace(", ", ",\n"): (arm.clip, explainer("eclip", arm.clip, projection=arm.projection))
-        for title, arm in found.items()
+        for (title, seed), arm in arms.items()
+        if seed == 0
     }
     return plots.map_sheet(examples(run.load_dataset(name), count), shown, size=1.4)
 
 
-def verdict(result):
-    """One sentence an arm and dataset: which way its map points."""
-    lines = [
-        f"{r['dataset']}, {r['backbone']}: {direction(r['mSC_low'], r['mSC_high'])}"
-        for _, r in result.iterrows()
-    ]
+def verdict(gained, seeds):
+    """Is it the backbone? Sentences computed from the tables: whose attention is better, and which way the
+    map of every arm points over its trainings."""
+    lines = []
+    for mask, part in gained[gained["than"] == "CLIP"].groupby("mask", sort=False):
+        up, open_, down = counts(part, "IoU")
+        lines.append(
+            f"{mask}'s attention finds objects better than CLIP's own in {up} of {len(part)} cases, worse "
+            f"in {down}; {open_} open."
+        )
+    for (title, dataset), part in seeds.groupby(["backbone", "dataset"], sort=False):
+        mean, low, high = t_interval(part["mSC"])
+        many = (
+            f"{len(part)} trainings: {direction(low, high)}" if len(part) > 1 else "one training, no interval"
+        )
+        lines.append(f"{dataset}, {title}: mSC {mean:.0f}, {many}.")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ import pandas as pd
 import torch
 
 from .. import plots
-from ..evaluation import MEASURES, in_words, t_interval, table
+from ..evaluation import MEASURES, counts, in_words, t_interval, table
 from ..explainers import explainer, map_of
 from ..networks.clip import PROMPT
 
@@ -95,8 +95,11 @@ def contrast_cases(run, rows):
     for _, case in cases.iterrows():
         example, class_name = found[case["image_id"]], case["class_name"]
         heat = map_of(clip, explain, example.image, PROMPT.format(class_name))
-        panels.append((example.image, [None, example.masks[class_name], heat]))
-    figure = plots.sheet(panels, ["image", "ground truth", run.title(network)], list(cases.index))
+        panels.append(
+            (example.image, [None, example.masks[class_name], plots.judged(example, class_name, heat)])
+        )
+    figure = plots.sheet(panels, ["image", "ground truth", "CLIP"], list(cases.index))
+    figure.suptitle(f"{run.title(network)} on {name}; {run.weights}", fontsize=8)
     return figure, cases[["image_id", "class_name", "iou", "threshold", "score_contrast", "foreground"]]
 
 
@@ -116,14 +119,17 @@ def direction(low, high):
     return in_words(low, high, *words)
 
 
-def verdict(measured, over):
-    """Sentences computed from the tables: what each network's map does on each dataset."""
-    lines = []
-    for _, r in measured.iterrows():
-        said = direction(r["mSC_low"], r["mSC_high"])
-        numbers = f"mSC {r['mSC']:.0f}; mIoU {r['mIoU']:.0f}, floor {r['floor']:.0f}"
-        lines.append(f"{r['dataset']}, {r['network']}: {said}; {numbers}")
+def verdict(measured, over, shares):
+    """Is CLIP's map opposite? Sentences computed from the tables."""
+    up, open_, down = counts(measured, "mSC")
+    lines = [
+        f"CLIP's map is opposite (mSC below 0, with its interval over images) in {down} of {len(measured)} cases, as "
+        f"one expects in {up}; {open_} open.",
+        f"Of single (image, class) pairs {shares['opposite'].min():.0f} to {shares['opposite'].max():.0f} % have a "
+        f"negative contrast, and of {shares['at threshold 0'].min():.0f} to {shares['at threshold 0'].max():.0f} % the "
+        "best mask is the whole image.",
+    ]
     for _, r in over.iterrows():
         said = f"{direction(r['mSC_low'], r['mSC_high'])}, {r['negative']} of {r['trainings']} negative"
-        lines.append(f"{r['dataset']}, {r['network']}, over {r['trainings']} trainings: {said}")
+        lines.append(f"{r['dataset']}, {r['network']}, over {r['trainings']} trainings: {said}.")
     return "\n".join(lines)

@@ -1,32 +1,24 @@
 """Notebook 05: ECLIP by masked max pooling for every network, and that nothing else changed (§3.3, Table
 1)."""
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 from .. import plots
 from ..datasets import examples
-from ..evaluation import gains, in_words, over_trainings, recognize, table
+from ..evaluation import counts, gains, over_trainings, recognize, table
 from ..explainers import explainer
-from .pooling_ablation import masks_for, score_pairs, seed_table
+from .pooling_ablation import score_pairs, seed_table
 
 
-def train_eclip(run, clip, models):
-    """Train ECLIP for one network, one pair a seed -> [`Trained`]; the first is saved under `out`/pairs for
-    the later notebooks."""
-    features = run.features(clip, masks_for(run, clip, models))
-    trained = [run.train(clip, features, run.chosen_mask, seed) for seed in range(run.trainings)]
-    run.save_pair(trained[0].pair, clip.network)
-    return trained
+def rows_of(run, clip, trained):
+    """Tidy rows of CLIP and of ECLIP, every training of it, on the run's datasets."""
+    return score_pairs(run, clip, {("ECLIP", seed): part.pair for seed, part in enumerate(trained)})
 
 
-def tables(run, clips, trained):
-    """Table 1's rows of CLIP and ECLIP -> (one line a network, dataset and method with intervals over images;
-    ECLIP over seeds; paired gains of ECLIP over CLIP)."""
-    rows = []
-    for network, clip in clips.items():
-        pairs = {("ECLIP", seed): part.pair for seed, part in enumerate(trained[network])}
-        rows.append(score_pairs(run, clip, pairs))
-    rows = pd.concat(rows, ignore_index=True)
+def tables(run, rows):
+    """Table 1's rows of CLIP and ECLIP -> (one line a network, dataset and method with intervals over images,
+    of ECLIP's first training; ECLIP over trainings; paired gains of ECLIP over CLIP)."""
     first = rows[(rows["method"] == "CLIP") | (rows["seed"] == 0)]
     seeds = seed_table(run, rows).assign(pooling=run.chosen_mask.label)
     gained = gains(first, [("ECLIP", "CLIP")], run.seed).drop(columns=["better", "than"])
@@ -72,13 +64,96 @@ def recognition(run, clip):
     return scores.tobytes(), value
 
 
-def verdict(gained):
-    """One sentence a dataset and network, from the paired intervals."""
+def verdict(gained, views=None):
+    """What ECLIP changes, and what augmentation does to it: sentences computed from the tables."""
     lines = []
-    for _, r in gained.iterrows():
-        words = [
-            f"{m} {in_words(r[f'{m}_low'], r[f'{m}_high'], 'higher', 'lower', 'not decided')}"
-            for m in ("mIoU", "mSC")
-        ]
-        lines.append(f"{r['dataset']}, {r['network']}: ECLIP against CLIP: {', '.join(words)}")
+    for measure in ("mIoU", "mSC"):
+        up, open_, down = counts(gained, measure)
+        lines.append(
+            f"ECLIP's {measure} lies above CLIP's in {up} of {len(gained)} cases, below in {down}; {open_} open"
+        )
+    if views is None:
+        return "\n".join(lines)
+    for name, part in views.groupby("dataset", sort=False):
+        rows = part.set_index("views")
+        plain = rows.loc["as they are"]
+        for kind, row in rows.drop(index="as they are").iterrows():
+            apart = row["mIoU_low"] > plain["mIoU_high"] or row["mIoU_high"] < plain["mIoU_low"]
+            said = (
+                "no training of one reaches the other"
+                if apart
+                else "their trainings overlap: no difference shown"
+            )
+            gain = row["mIoU"] - plain["mIoU"]
+            lines.append(
+                f"{name}: pictures {kind} give {gain:+.1f} mIoU against pictures as they are; {said}"
+            )
     return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------- Fig. 5
+
+BOXES = {  # name: x, y, label, colour
+    "image": (0, 2, "image", "white"),
+    "text": (0, 0, "text", "white"),
+    "encoder": (1.6, 2, "CLIP image\nencoder", "lightgray"),
+    "reader": (1.6, 0, "CLIP text\nencoder", "lightgray"),
+    "dino": (1.6, 1, "DINO\nattention A", "white"),
+    "pool": (3.7, 1.5, "masked max\npooling (Eq. 7)", "white"),
+    "phi_i": (5.7, 2, r"$\hat\phi_i$", "palegreen"),
+    "phi_t": (5.7, 0.6, r"$\hat\phi_t$", "palegreen"),
+    "loss": (7.4, 1.3, "InfoNCE\n(Eq. 9)", "white"),
+    "map": (9.2, 1.3, "cosine, resize,\nmin-max: the map", "white"),
+    "own": (5.7, 2.9, r"CLIP's own $\phi_i$", "lightgray"),
+    "own_t": (5.7, -0.3, r"CLIP's own $\phi_t$", "lightgray"),
+    "score": (11.2, 1.3, "cosine:\nrecognition\n(mAP)", "lightgray"),
+}
+ARROWS = {  # from, to: label, curvature
+    ("image", "encoder"): ("", 0),
+    ("text", "reader"): ("", 0),
+    ("image", "dino"): ("", 0),
+    ("encoder", "pool"): ("tokens $F_i$", 0),
+    ("dino", "pool"): ("$A$", 0),
+    ("pool", "phi_i"): ("$F_{mc}$", 0),
+    ("encoder", "phi_i"): ("at test time: every token $F_i$, no mask", -0.08),
+    ("encoder", "own"): ("$F_c$", -0.12),
+    ("reader", "phi_t"): ("$F_t$", 0),
+    ("reader", "own_t"): ("", 0),
+    ("phi_i", "loss"): ("", 0),
+    ("phi_t", "loss"): ("", 0),
+    ("phi_i", "map"): ("", -0.15),
+    ("phi_t", "map"): ("", 0.15),
+    ("own", "score"): ("", -0.2),
+    ("own_t", "score"): ("", 0.2),
+}
+TRAINING = {"dino", "pool", "loss"}
+
+
+def architecture():
+    """Fig. 5, drawn anew: what is locked (grey), what learns (green), what is used in training alone
+    (dashed); recognition keeps CLIP's class token and own pair. Returns the figure."""
+    figure, ax = plt.subplots(figsize=(12, 4))
+    ax.set(xlim=(-0.7, 12), ylim=(-0.7, 3.3))
+    patches = {}
+    for name, (x, y, label, colour) in BOXES.items():
+        line = "--" if name in TRAINING else "-"
+        style = {"boxstyle": "round,pad=0.35", "fc": colour, "ec": "black", "ls": line}
+        drawn = ax.text(x, y, label, ha="center", va="center", fontsize=9, bbox=style)
+        patches[name] = drawn.get_bbox_patch()
+    figure.canvas.draw()  # the boxes get their sizes, where the arrows end
+    for (start, end), (label, bend) in ARROWS.items():
+        style = {
+            "arrowstyle": "->",
+            "ls": "--" if {start, end} & TRAINING else "-",
+            "shrinkA": 0,
+            "shrinkB": 0,
+        }
+        style |= {"patchA": patches[start], "patchB": patches[end], "connectionstyle": f"arc3,rad={bend}"}
+        (x0, y0, *_), (x1, y1, *_) = BOXES[start], BOXES[end]
+        ax.annotate("", (x1, y1), (x0, y0), arrowprops=style)
+        lift = 0.1 - bend * (x1 - x0) / 2
+        ax.text((x0 + x1) / 2, (y0 + y1) / 2 + lift, label, ha="center", fontsize=8)
+    ax.axis("off")
+    ax.set_title("ECLIP: grey is locked, green learns, dashed is used in training alone", fontsize=10)
+    figure.tight_layout()
+    return figure

@@ -8,7 +8,7 @@ import seaborn as sns
 
 from .. import plots
 from ..datasets import examples
-from ..evaluation import gains, over_trainings, table
+from ..evaluation import gains, gains_in_words, over_trainings, table
 from ..explainers import explainer
 from ..networks.attention import ClipAttention, noise, pixel_saliency
 from ..networks.loading import is_vit
@@ -82,11 +82,12 @@ def beyond(run, clips, caches, rows):
     """Table 3's max rows again for the first ViT, beside other masks and a start from CLIP's own pair ->
     DataFrame over seeds.
 
-    clips, caches: by network. rows: Table 3's, {network: `score_pairs`}."""
+    clips, caches: by network. rows: Table 3's."""
     network = next(filter(is_vit, clips), None)
     if network is None:
         return pd.DataFrame()
-    clip, cache, found = clips[network], caches[network], rows[network]
+    clip, cache = clips[network], caches[network]
+    found = rows[rows["network"] == clip.title]
     others = [pooling for pooling in cache.columns if pooling not in paper_poolings(run)]
     pairs = train_all(run, clip, cache, others)[0] if others else {}
     again = train_all(run, clip, cache, [run.chosen_mask], init="clip")[0]
@@ -97,21 +98,61 @@ def beyond(run, clips, caches, rows):
     return over_trainings(seed_table(run, both)).sort_values("dataset", kind="stable", ignore_index=True)
 
 
-def resnet_grid(run, clips, caches, rows):
-    """{feature map, tokens after the attention pool} x {average, max, masked max} on every ResNet ->
-    DataFrame over seeds. Arguments as of `beyond`."""
-    lines, poolings = [], [Pooling("average"), Pooling("max"), run.chosen_mask]
-    for network, clip in clips.items():
-        if clip.pools != "feature_map":
-            continue
-        tokens = [Pooling(pooling.method, pooling.mask, "tokens") for pooling in poolings]
-        after = score_pairs(run, clip, train_all(run, clip, caches[network], tokens)[0])
-        before = rows[network][rows[network]["method"].isin([pooling.label for pooling in poolings])]
-        for reads, found in (("feature map", before), ("tokens after the pool", after)):
-            part = over_trainings(seed_table(run, found))
+def resnet_rows(run, clips, caches):
+    """The pooled rows of Table 3 once more for every ResNet, from the tokens after its attention pool, where
+    `score_pairs` reads the feature map before it -> tidy rows (None without a ResNet)."""
+    found = []
+    for network in (n for n, clip in clips.items() if clip.pools == "feature_map"):
+        poolings = [
+            Pooling(p.method, p.mask, "tokens") for p in paper_poolings(run) if p.method != "attention"
+        ]
+        pairs, _ = train_all(run, clips[network], caches[network], poolings)
+        found.append(score_pairs(run, clips[network], pairs))
+    return pd.concat(found, ignore_index=True) if found else None
+
+
+def resnet_seeds(run, rows):
+    """`resnet_rows` -> `seed_table`, the reading in the network's name."""
+    found = seed_table(run, rows)
+    return found.assign(network=found["network"] + ", tokens after the pool")
+
+
+def resnet_grid(run, before, after):
+    """{feature map, tokens after the attention pool} x {average, max, masked max} -> DataFrame over seeds.
+    before: Table 3's rows; after: `resnet_rows`."""
+    labels, parts = ["average", "max", run.chosen_mask.label], []
+    before = before[before["network"].isin(after["network"])]
+    for network in after["network"].unique():
+        for reads, rows in (("feature map", before), ("tokens after the pool", after)):
+            part = rows[(rows["network"] == network) & rows["method"].isin(labels)]
+            part = over_trainings(seed_table(run, part))
             part.insert(2, "reads", reads)
-            lines.append(part)
-    return pd.concat(lines, ignore_index=True) if lines else pd.DataFrame()
+            parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def verdict(steps, masks):
+    """Is it the pooling, and which mask helps most? Sentences computed from `ordering` and `beyond`."""
+    lines = [gains_in_words(steps)]
+    if masks.empty:
+        return lines[0]
+    mean = masks.groupby("pooling", sort=False)["mIoU"].mean()
+    fair = mean.drop([Pooling("masked_max", GROUND_TRUTH).label], errors="ignore").sort_values(
+        ascending=False
+    )
+    order = ", ".join(f"{name.removeprefix('max, ')} {value:.1f}" for name, value in fair.items())
+    lines.append(
+        f"mIoU, mean over datasets, by what masks the maximum: {order}. The best is {fair.index[0]}."
+    )
+    own, dino = (Pooling("masked_max", name).label for name in ("CLIP's own", "DINO"))
+    for name, part in masks.set_index("pooling").groupby("dataset", sort=False):
+        if {own, dino} <= set(part.index):
+            a, b = part.loc[own], part.loc[dino]
+            apart = a["mIoU_low"] > b["mIoU_high"] or b["mIoU_low"] > a["mIoU_high"]
+            said = "no training of one reaches the other" if apart else "their trainings overlap"
+            gap = f"{a['mIoU'] - b['mIoU']:+.1f} mIoU"
+            lines.append(f"{name}: CLIP's own attention as the mask against DINO's: {gap}; {said}.")
+    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------------- figures
@@ -127,6 +168,15 @@ def loss_figure(losses, chance):
     for ax in grid.axes.flat:
         ax.axhline(chance, color="gray", linestyle=":")
     return grid.figure
+
+
+def wide(result, columns="pooling"):
+    """A table over trainings as the paper prints it: one row a dataset and network, its kinds side by
+    side."""
+    if result.empty:
+        return result
+    index = [c for c in ("dataset", "network", "reads") if c in result]
+    return result.pivot_table(index=index, columns=columns, values=["mIoU", "mSC"], sort=False)
 
 
 def table_3_figure(measured, title):

@@ -12,9 +12,9 @@ from skimage import data as photos
 
 from .. import plots
 from ..datasets import examples
-from ..explainers import REGISTRY, about, explainer, scored
+from ..explainers import REGISTRY, about, explainer, named, scored
 from ..method import itsm
-from ..networks import demo
+from ..networks import checkpoints, demo
 from ..networks.clip import PROMPT
 
 PHOTOS = {
@@ -36,6 +36,31 @@ def pictures(run, count=3):
     return found
 
 
+def typical(run, clip, name, percentiles=(25, 50, 75)):
+    """What CLIP's map usually looks like: the (image, class) pairs at percentiles of the contrast of CLIP's
+    map over a dataset of the run -> (shown: [(`Example`, class)], DataFrame of percentile, image, class and
+    contrast in %)."""
+    rows = run.evaluate(clip, name, {"clip": explainer("clip", clip)}).dropna(subset="score_contrast")
+    rows = rows.sort_values("score_contrast", kind="stable")
+    chosen = rows.iloc[[round(p / 100 * (len(rows) - 1)) for p in percentiles]]
+    found = {e.image_id: e for e in run.load_dataset(name) if e.image_id in set(chosen["image_id"])}
+    pairs = [
+        (found[image], text) for image, text in zip(chosen["image_id"], chosen["class_name"], strict=True)
+    ]
+    said = chosen[["image_id", "class_name"]].assign(contrast=100 * chosen["score_contrast"])
+    said.insert(0, "percentile", percentiles)
+    return pairs, said.reset_index(drop=True)
+
+
+def photo_networks(run):
+    """Networks that know photographs: the run's own, else those of the paper whose weights are at hand ->
+    [(network, pretrained tag)]."""
+    own = [(network, run.pretrained) for network in run.networks if network not in demo.NETWORKS]
+    files = {n: checkpoints.registered(n, "openai") for n in ("ViT-B-16", "ViT-B-32", "RN50")}
+    here = [(n, "openai") for n, file in files.items() if file and (checkpoints.folder() / file).exists()]
+    return (own or here)[:2]
+
+
 def photograph(name):
     return Image.fromarray(getattr(photos, name)())
 
@@ -54,7 +79,11 @@ def draw(run, clip, image, text, method):
     does not fit the network."""
     pair = run.load_pair(clip) if method == "eclip" else None
     cosine, heat = explain_one(clip, image, text, method, pair)
-    figure = plots.sheet([(image, [None, heat])], ["", f"{method}: {text} (cosine {cosine:.2f})"], size=3)
+    figure = plots.sheet(
+        [(image, [None, heat])],
+        ["", f"{named(method)}: {plots.literally(text)} (cosine {cosine:.2f})"],
+        size=3,
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="jpeg", dpi=90, bbox_inches="tight", pil_kwargs={"quality": 85})
     plt.close(figure)

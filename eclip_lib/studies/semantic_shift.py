@@ -1,26 +1,13 @@
 """Notebook 04: how many channels shift, and does shift explain the opposite map? (Appendix A, Figs. 4 and 9,
 Table 5)"""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 
-from .. import plots
-from ..datasets import examples
-from ..evaluation import batches, in_words, mean_interval, prompts, score_contrast
-from ..explainers import explainer, map_of
+from ..evaluation import batches, counts, mean_interval, prompts, score_contrast
 from ..method import itsm
-from ..networks.clip import PROMPT
-from ..shift import (
-    POOLINGS,
-    channels,
-    foreground_tokens,
-    positions,
-    semantic_shift,
-    shift_statistics,
-    without_channels,
-)
+from ..shift import POOLINGS, channels, foreground_tokens, shift_statistics, without_channels
 
 SIZES = {
     "(0, 0.25]": (0, 0.25),
@@ -78,22 +65,6 @@ def _contrasts(cells, batch, classes):
         void = void.expand_as(masks) if void.any() else None
         found.append(score_contrast(maps, masks, void).nanmean().item())
     return found
-
-
-def all_rows(run):
-    """`shift_rows` of every network and dataset of a run -> DataFrame with the columns dataset and network in
-    front."""
-    parts = []
-    for network in run.networks:
-        clip = run.load_clip(network)
-        for name in run.datasets:
-            rows = shift_rows(
-                run.load_dataset(name), clip, workers=run.workers, batch_size=run.batch_size, seed=run.seed
-            )
-            rows.insert(0, "network", clip.title)
-            rows.insert(0, "dataset", name)
-            parts.append(rows)
-    return pd.concat(parts, ignore_index=True).assign(shifted=shifted_share)
 
 
 def shifted_share(rows):
@@ -169,101 +140,69 @@ def link_table(rows):
     return pd.DataFrame(lines)
 
 
-def verdict(sizes, link):
-    """Sentences computed from the tables: how many channels shift, whether that predicts the map, whether it
-    explains it."""
+def dispersion_gains(rows):
+    """Distinct positions (%) of average and attention pooling less those of max pooling, paired over images
+    with their interval; one line a dataset, network and pooling."""
     lines = []
-    for _, r in link.iterrows():
-        here = (sizes["dataset"] == r["dataset"]) & (sizes["network"] == r["network"])
-        every = sizes[here & (sizes["size"] == "(0, 1]")].iloc[0]
-        more = "B2F outnumbers F2B" if every["B2F"] > every["F2B"] else "F2B outnumbers B2F"
-        words = (
-            "images with more shift are less opposite",
-            "images with more shift are more opposite",
-            "shift does not predict mSC",
-        )
-        relation = in_words(round(r["rho_low"], 2), round(r["rho_high"], 2), *words)
-        turned = in_words(r["kept_low"], r["kept_high"], "positive", "negative")
-        against = in_words(r["gain_low"], r["gain_high"], undecided="not different from")
-        lines.append(
-            f"{r['dataset']}, {r['network']}: {more}; {relation}; without the shifted channels mSC is "
-            f"{turned}, {against} "
-            "that without as many random channels"
-        )
-    return "\n".join(lines)
+    for (name, network), part in _groups(rows):
+        for pooling in POOLINGS[1:]:
+            gain = mean_interval(100 * (part[f"distinct_{pooling}"] - part["distinct_max"]))
+            line = {"dataset": name, "network": network, "than": pooling}
+            lines.append(line | _measured("distinct", gain))
+    return pd.DataFrame(lines)
 
 
-# ---------------------------------------------------------------------- figures
+def _measured(name, three):
+    return dict(zip((name, f"{name}_low", f"{name}_high"), three, strict=True))
 
 
-@torch.no_grad()
-def _places(clip, example):
-    """(positions, pooled values, B2F and F2B kinds of every pooling against max, grid) of one image; kinds
-    index `plots.SHIFT_COLOURS`."""
-    features = clip.encode_image(clip.preprocess(example.image)[None])
-    values, pooled = channels(features, clip.projection)
-    place = {name: positions(values, value)[0].cpu() for name, value in pooled.items()}
-    union = torch.from_numpy(np.any(list(example.masks.values()), axis=0))
-    void = None if example.void is None else torch.from_numpy(example.void)
-    foreground, kinds = foreground_tokens(union, void, features.grid)[None], {}
-    for name in POOLINGS:
-        b2f, f2b = semantic_shift(place["max"][None], place[name][None], foreground)
-        kinds[name] = torch.where(b2f, 0, torch.where(f2b, 1, 2))[0]
-    return place, {name: value[0].cpu() for name, value in pooled.items()}, kinds, features.grid
+def chance_table(rows):
+    """Table 5 beside chance, means over the images of a bin in % of the channels: `shifted`; `independent`:
+    were a channel's two positions independent, each with its share on the foreground as it is, p(1-q) +
+    q(1-p); `random`: were both drawn from all tokens, 2f(1-f) of the foreground's share f. `excess`: shifted
+    less independent, paired, with its interval."""
+    channel = rows["B2F"] + rows["F2B"] + rows["same"]
+    p, q, f = rows["on_max"] / channel, rows["on_attention"] / channel, rows["tokens"]
+    rows = rows.assign(independent=100 * (p * (1 - q) + q * (1 - p)), random=200 * f * (1 - f))
+    lines = []
+    for (name, network), part in _groups(rows):
+        for size, (low, high) in SIZES.items():
+            inside = part[(part["foreground"] > low) & (part["foreground"] <= high)]
+            if len(inside):
+                line = {"dataset": name, "network": network, "size": size, "images": len(inside)}
+                line |= {column: inside[column].mean() for column in ("shifted", "independent", "random")}
+                gap = mean_interval(inside["shifted"] - inside["independent"])
+                lines.append(line | _measured("excess", gap))
+    return pd.DataFrame(lines)
 
 
-def figure_4(run, network, name, count=3):
-    """Fig. 4 for the first images of a dataset: the points of max, average and attention pooling, then
-    average against max."""
-    clip, shown = run.load_clip(network), examples(run.load_dataset(name), count)
-    figure, axes = plt.subplots(len(shown), 4, figsize=(9, 2.4 * len(shown)), squeeze=False)
-    for row, example in zip(axes, shown, strict=True):
-        place, pooled, kinds, grid = _places(clip, example)
-        for ax, pooling in zip(row, POOLINGS, strict=False):
-            title = f"{pooling}: {len(place[pooling].unique())} of {grid[0] * grid[1]} tokens"
-            plots.point_map(example.image, place[pooling], pooled[pooling], grid, ax=ax, title=title)
-        average = place["average"], pooled["average"], grid, kinds["average"]
-        plots.point_map(example.image, *average, row[3], "average against max")
-    figure.suptitle(f"{clip.title} on {name}: one point a channel", fontsize=10)
-    figure.tight_layout()
-    plots.shift_legend(figure)
-    return figure
+def random_foreground(quoted):
+    """The paper's Table 5, quoted, against positions drawn at random: the share of the channels that shifts
+    (%), and the foreground f within the bin at which 2f(1-f) is as much (nan where there is none)."""
+    shifted = (quoted["B2F"] + quoted["F2B"]) / quoted[["B2F", "F2B", "B2B_or_F2F"]].sum(axis=1)
+    root = np.sqrt(1 - 2 * shifted.clip(upper=0.5)) / 2
+    found = [
+        next((f for f in (0.5 - r, 0.5 + r) if SIZES[size][0] < f <= SIZES[size][1]), np.nan)
+        for size, r in zip(quoted["size"], root, strict=True)
+    ]
+    return pd.DataFrame({"size": quoted["size"], "shifted": 100 * shifted, "f of random positions": found})
 
 
-def figure_9(run, name, count=3):
-    """Fig. 9: attention pooling's points coloured by their shift against max, beside CLIP's map, for every
-    network."""
-    shown, networks = examples(run.load_dataset(name), count), len(run.networks)
-    figure, axes = plt.subplots(
-        len(shown), 2 * networks, figsize=(4.2 * networks, 2.2 * len(shown)), squeeze=False
+def verdict(chance, link):
+    """Does shift explain the opposite map? Sentences computed from the tables."""
+    whole = chance[chance["size"] == "(0, 1]"]
+    up, open_, down = counts(whole, "excess")
+    less, unclear, more = counts(link, "rho")
+    turned, _, kept = counts(link.rename(columns={"kept_low": "k_low", "kept_high": "k_high"}), "k")
+    better, _, worse = counts(link, "gain")
+    explains = more == len(link) and turned == len(link)
+    return "\n".join(
+        [
+            f"{len(link)} cases (datasets and networks). Channels change sides more often than two independent "
+            f"positions would in {up}, less often in {down}; {open_} open.",
+            f"Images with more shift are more opposite in {more}, less opposite in {less}; {unclear} open.",
+            f"Without its shifted channels the map turns (mSC above 0) in {turned} and stays opposite in {kept}; "
+            f"leaving them out raises mSC more than as many random channels in {better}, less in {worse}.",
+            f"So semantic shift {'explains' if explains else 'does not explain'} the opposite map here.",
+        ]
     )
-    for k, network in enumerate(run.networks):
-        clip = run.load_clip(network)
-        explain = explainer("clip", clip)
-        for row, example in zip(axes, shown, strict=True):
-            place, pooled, kinds, grid = _places(clip, example)
-            attention = place["attention"], pooled["attention"], grid, kinds["attention"]
-            plots.point_map(example.image, *attention, row[2 * k], clip.title)
-            class_name = next(iter(example.masks))
-            heat = map_of(clip, explain, example.image, PROMPT.format(class_name))
-            plots.overlay(example.image, heat, row[2 * k + 1], f"ITSM: {class_name}")
-    figure.tight_layout()
-    plots.shift_legend(figure)
-    return figure
-
-
-def link_figure(rows):
-    """Scatter of the share of shifted channels and mSC, one panel a network, one colour a dataset."""
-    networks = list(dict.fromkeys(rows["network"]))
-    figure, axes = plt.subplots(
-        1, len(networks), figsize=(3.2 * len(networks), 2.8), sharey=True, squeeze=False
-    )
-    for ax, network in zip(axes[0], networks, strict=True):
-        for name, part in rows[rows["network"] == network].groupby("dataset", sort=False):
-            ax.scatter(part["shifted"], 100 * part["mSC"], s=5, alpha=0.5, label=name)
-        ax.axhline(0, color="gray", linestyle="--", linewidth=1)
-        ax.set(title=network, xlabel="shifted channels (%)")
-    axes[0, 0].set_ylabel("mSC of the image (%)")
-    axes[0, -1].legend(frameon=False, fontsize=7)
-    figure.tight_layout()
-    return figure

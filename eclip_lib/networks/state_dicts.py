@@ -1,0 +1,243 @@
+"""How a checkpoint is read, without running code from it and in whatever form its program gave it, and loaded
+into a model."""
+
+import argparse
+import re
+import warnings
+import zipfile
+
+import torch
+from safetensors.torch import load_file
+
+from .. import files
+
+# where programs keep a model's weights inside a checkpoint, the best first; of others, where most of them are
+CONTAINERS = "state_dict model_state_dict model teacher state_dict_ema model_ema ema module net".split()
+# what they put before all names, and what torch's wrappers put before some
+PREFIXES = ("module.", "model.", "backbone.", "clip_model.", "clip.", "net.")
+WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+STAMPS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's files carry these three
+# what a folder of Hugging Face's holds; beside an index lie the shards that it names
+HUGGING_FACE = [
+    name + suffix
+    for name in (
+        "open_clip_model.safetensors",
+        "model.safetensors",
+        "open_clip_pytorch_model.bin",
+        "pytorch_model.bin",
+    )
+    for suffix in ("", ".index.json")
+]
+
+
+def read_checkpoint(path):
+    """A checkpoint -> (state dict in float32 with the model's own names, whether it is OpenAI's). `path`: a
+    file of safetensors, torch or TorchScript, or a folder of Hugging Face's.
+
+    Unwrapped are the containers, prefixes and wrappers above, names of transformers' CLIP, and weights of 8
+    or 16 bits. Raises FileNotFoundError, or ValueError with one sentence on what the file holds."""
+    path = files.place(path)
+    state = {}
+    for part in _parts(path):
+        state |= _weights_of(_document(part), part)
+    state = _without_prefixes({WRAPPERS.sub("", name): tensor for name, tensor in state.items()})
+    stamps = [state.pop(name, None) for name in STAMPS]
+    state.pop("attn_mask", None)
+    plain = {name: _is_plain(tensor) for name, tensor in state.items()}
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    bad = sorted(name for name, tensor in state.items() if not (plain[name] and tensor.isfinite().all()))
+    if bad:
+        raise ValueError(
+            f"{path}: weights that are not finite, plain numbers in {files.few(bad)}; save them again in "
+            "float32"
+        )
+    if any(name.startswith("vision_model.") for name in state):
+        state = _from_transformers(state)
+    return state, any(stamp is not None for stamp in stamps)
+
+
+def _is_plain(tensor):
+    special = tensor.is_quantized or tensor.is_meta or tensor.is_complex()
+    return not special and tensor.layout == torch.strided
+
+
+def _parts(path):
+    """The files of a checkpoint: it, or those of a folder of Hugging Face's; a large one is in shards."""
+    if path.is_dir():
+        known = next((path / name for name in HUGGING_FACE if (path / name).is_file()), None)
+        if known is None:
+            raise FileNotFoundError(f"no checkpoint in the folder {path}; name the file")
+        path = known
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if not path.name.endswith(".index.json"):
+        return [path]
+    shards = inside(files.read_json(path), "weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise ValueError(f"{path} is no index of a checkpoint's shards; get it again")
+    return [part for name in sorted(set(shards.values())) for part in _parts(path.with_name(name))]
+
+
+def inside(about, *keys):
+    """What lies under these keys in a document of JSON, or None."""
+    for key in keys:
+        about = about.get(key) if isinstance(about, dict) else None
+    return about
+
+
+def _document(path):
+    """What a file holds, by its first bytes, whatever it is called."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+    try:
+        if head[8:9] == b"{" or (path.suffix == ".safetensors" and head[:2] != b"PK"):
+            return load_file(str(path))
+        if zipfile.is_zipfile(path) and any(
+            name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()
+        ):
+            # OpenAI's files are TorchScript archives
+            return torch.jit.load(str(path), map_location="cpu").state_dict()
+        # a program's arguments lie beside many a checkpoint; of a path torch would go by its suffix
+        with torch.serialization.safe_globals([argparse.Namespace]), open(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {_reason(head, error)}") from error
+
+
+def _reason(head, error):
+    """Why a file cannot be read, and the way out."""
+    text = str(error)
+    unsafe = re.search(r"Unsupported (?:global|class|operand)[^\n]*?(?:GLOBAL |class )([\w.]+)", text)
+    if unsafe:
+        return (
+            f"it holds Python objects beside its weights ({unsafe[1]}), which would run code; save its "
+            "state_dict alone"
+        )
+    if head.startswith(b"version https://"):
+        return "it is a pointer of Git LFS, not the weights; run git lfs pull"
+    if not head:
+        return "it is empty; get the file again"
+    if head[:1] in b"<{[#" or text.startswith("Weights only load failed"):
+        return f"it begins with {head!r}, no format of weights; get the file again"
+    first = re.sub(r"^\[[^]]*\][ .]*", "", next(iter(text.splitlines()), type(error).__name__))
+    return f"{re.split(r'[.;] ', first)[0][:100]}; get the file again, it may be cut off"
+
+
+def _weights_of(document, path):
+    """The state dict in a checkpoint, wherever its program keeps it; says which where there are several."""
+    if not isinstance(document, dict):
+        raise ValueError(
+            f"{path} holds a {type(document).__name__}, not a state dict (names and tensors); save the "
+            "model's state_dict"
+        )
+    found = dict(reversed([*_states(document)]))  # of one container the first
+    if not found:
+        while len(document) == 1 and isinstance(inner := next(iter(document.values())), dict):
+            document = inner
+        held = files.few(document) or "nothing"
+        raise ValueError(f"{path} holds no weights by name, but: {held}; save the model's state_dict")
+    rank = {name: k for k, name in enumerate([*CONTAINERS, ""])}
+    best = min(found, key=lambda place: (rank.get(place, len(rank)), -len(found[place])))
+    if others := [place for place in found if place and place != best]:
+        warnings.warn(
+            f"{path.name} holds several sets of weights: {best or 'those outside'} are read, not "
+            f"{files.few(others)}",
+            stacklevel=2,
+        )
+    return found[best]
+
+
+def _states(document, place="", depth=4):
+    """(the outermost container, weights by name) of every dictionary in a checkpoint that holds some."""
+    own = {k: v for k, v in document.items() if isinstance(k, str) and torch.is_tensor(v)}
+    if any("." in name for name in own):
+        yield place, own
+    for name, value in document.items() if depth else ():
+        if isinstance(value, dict):
+            yield from _states(value, place or str(name), depth - 1)
+
+
+def _without_prefixes(state):
+    """Names as the model has them: a prefix that most of them share is taken off, and what does not share it
+    is no part of it."""
+    while prefix := next(
+        (p for p in PREFIXES if sum(name.startswith(p) for name in state) > len(state) / 2), None
+    ):
+        state = {
+            name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)
+        }
+    return state
+
+
+# transformers' CLIP -> open_clip's, in the order in which they are replaced
+RENAMED = [
+    (r"^vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
+    (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
+    (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
+    (r"^vision_model\.pre_layrnorm\.", "visual.ln_pre."),
+    (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
+    (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
+    (r"^text_model\.embeddings\.token_embedding\.weight$", "token_embedding.weight"),
+    (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
+    (r"^text_model\.final_layer_norm\.", "ln_final."),
+    (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
+    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
+    (r"\.layer_norm([12])\.", r".ln_\1."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+]
+
+
+def _from_transformers(state):
+    """A CLIP with the names of Hugging Face's transformers in open_clip's: queries, keys and values in one,
+    projections turned."""
+    found = {}
+    for name, tensor in state.items():
+        if name.endswith("position_ids"):
+            continue
+        if name in ("visual_projection.weight", "text_projection.weight"):
+            found["visual.proj" if name.startswith("visual") else "text_projection"] = tensor.T.contiguous()
+            continue
+        for pattern, replacement in RENAMED:
+            name = re.sub(pattern, replacement, name)
+        if match := re.fullmatch(r"(.*)\.self_attn\.q_proj\.(weight|bias)", name):
+            parts = [state.get(_original(match[1], letter, match[2])) for letter in "qkv"]
+            if all(part is not None for part in parts):
+                found[f"{match[1]}.attn.in_proj_{match[2]}"] = torch.cat(parts)
+        elif not re.search(r"\.self_attn\.[kv]_proj\.", name):
+            found[name] = tensor
+    return found
+
+
+def _original(block, letter, kind):
+    block = block.replace("visual.transformer.resblocks.", "vision_model.encoder.layers.")
+    block = re.sub(r"^transformer\.resblocks\.", "text_model.encoder.layers.", block)
+    return f"{block}.self_attn.{letter}_proj.{kind}"
+
+
+def load_into(model, state, path, network):
+    """Load a state dict into a model, all of it. Raises ValueError with one sentence on what the file holds
+    and what was expected."""
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in state]
+    extra = [name for name in state if name not in expected]
+    other = [name for name in expected if name in state and _kind(state[name]) != _kind(expected[name])]
+    if not (missing or extra or other):
+        model.load_state_dict(state)
+        return
+    problems = [
+        f"{name} is {_kind(state[name])} there and {_kind(expected[name])} here" for name in other[:1]
+    ]
+    if missing and not other:
+        problems.append(f"{len(missing)} of {len(expected)} weights are missing (first {missing[0]})")
+    if extra and not other:
+        problems.append(f"it has {len(extra)} more (first {extra[0]})")
+    raise ValueError(
+        f"{path} does not fit {network}: {', '.join(problems)}; is it of another network, or a part of one?"
+    )
+
+
+def _kind(tensor):
+    """A tensor's shape, and whether it holds floats, in words."""
+    shape = "x".join(map(str, tensor.shape)) or "a number"
+    return shape if tensor.is_floating_point() else f"{shape} of whole numbers"

@@ -1,0 +1,121 @@
+"""Notebook 06, controls: does a map say where the *named* object is, or where any object is?"""
+
+import pandas as pd
+import torch
+
+from ..evaluation import batches, counts, mean_interval, prompts, score_contrast, table
+from ..explainers import FeatureMap, Shared, maps, named
+from ..method import itsm
+from ..networks.attention import GRID, center_prior, noise, pixel_saliency
+
+BASELINES = {"pixel saliency": pixel_saliency, "centre": center_prior, "noise": noise}
+
+
+def text_free(clip, mask):
+    """A mask (see `networks.attention`) as an explainer: the same map for every text."""
+
+    def explain(images, text):
+        cells = mask(clip.to_rgb(images).clamp(0, 1)).unflatten(1, getattr(mask, "grid", GRID))
+        return cells[:, None].expand(-1, len(text), -1, -1)
+
+    return explain
+
+
+def less_the_mean(explain):
+    """An explainer's map less its mean over all texts: what is left is this text's alone."""
+
+    def centred(found):
+        return found - found.mean(1, keepdim=True)
+
+    if isinstance(explain, FeatureMap):
+        return FeatureMap(explain.clip, lambda features, text: centred(explain.of_features(features, text)))
+    return lambda images, text: centred(explain(images, text))
+
+
+@torch.no_grad()
+def control_rows(dataset, clip, explainers, workers=0, batch_size=32):
+    """One row a method and (image, class) present, contrasts in %: `own`, the object against all else (mSC);
+    `absent`, the same of the map of a class that the image does not show (the next one in the list);
+    `against_others`, the object against the image's other objects (nan without any); `centred`, `own` of
+    `less_the_mean` (nan where a method needs a backward pass for every text)."""
+    text, rows = prompts(dataset, clip), []
+    for batch in batches(dataset, clip, batch_size, workers, f"controls, {clip.network}"):
+        batch = batch.with_at_least(1)
+        if not len(batch):
+            continue
+        index, shared = batch.index(dataset.classes), Shared(clip, batch.images)
+        absent = torch.tensor([[i, _absent(batch.names[i], dataset.classes, t)] for i, t in index.tolist()])
+        place = torch.tensor([k for names in batch.names for k in range(len(names))])
+        for method, explain in explainers.items():
+            found = {"own": maps(explain, batch.images, text, index, shared)}
+            found["absent"] = maps(explain, batch.images, text, absent.to(index.device), shared)
+            if not hasattr(explain, "pairs"):
+                found["centred"] = maps(less_the_mean(explain), batch.images, text, index, shared)
+            for p, (image, _) in enumerate(index.tolist()):
+                masks, void = batch.masks[image], batch.void[image]
+                one, others = masks[place[p]], masks.any(0) & ~masks[place[p]]
+                line = {
+                    "method": method,
+                    "image_id": batch.ids[image],
+                    "class_name": batch.names[image][place[p]],
+                }
+                heats = {
+                    name: itsm(cells[p][None, None], one.shape)[0, 0].cpu() for name, cells in found.items()
+                }
+                line |= {name: 100 * float(score_contrast(heat, one, void)) for name, heat in heats.items()}
+                elsewhere = void | ~(one | others)
+                line["against_others"] = 100 * float(score_contrast(heats["own"], one, elsewhere))
+                rows.append(line)
+    return pd.DataFrame(rows)
+
+
+def _absent(present, classes, start):
+    turned = classes[start + 1 :] + classes[: start + 1]
+    return classes.index(next((name for name in turned if name not in present), classes[start]))
+
+
+def control_table(rows):
+    """Means over images with 95 % intervals, one line a dataset, network and method; `text`: own less absent,
+    paired: how much of the contrast hangs on the text."""
+    rows, lines = rows.assign(text=rows["own"] - rows["absent"]), []
+    for (name, network, method), part in rows.groupby(["dataset", "network", "method"], sort=False):
+        line = {"dataset": name, "network": network, "method": method}
+        for value in ("own", "absent", "text", "against_others", "centred"):
+            image = (
+                part.groupby("image_id", sort=False)[value].mean()
+                if value in part
+                else part["own"] * float("nan")
+            )
+            three = mean_interval(image) if image.notna().any() else (float("nan"),) * 3
+            line |= dict(zip((value, f"{value}_low", f"{value}_high"), three, strict=True))
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def baseline_table(run, clip):
+    """mIoU and mSC of maps that know no text, on every dataset: the bar that a map of a text has to clear."""
+    explainers = {name: text_free(clip, mask) for name, mask in BASELINES.items()}
+    rows = [run.evaluate(clip, name, explainers) for name in run.datasets]
+    return table(pd.concat(rows), ("dataset", "method"), seed=run.seed)
+
+
+def verdict(controls, baselines, measured):
+    """What the controls say, sentences computed from the tables. measured: mIoU of every method, one line a
+    dataset, network and method."""
+    lines = []
+    for method, part in controls.groupby("method", sort=False):
+        text, _, worse = counts(part, "text")
+        others = counts(part, "against_others")[0]
+        lines.append(
+            f"{named(method)}: the contrast hangs on the text in {text} of {len(part)} cases (opposite in {worse}); "
+            f"the named object above the image's other objects in {others}"
+        )
+    best = baselines.sort_values("mIoU").groupby("dataset").last()
+    for name, bar in best.iterrows():
+        here = measured[measured["dataset"] == name]
+        above = here[here["mIoU"] > bar["mIoU"]]
+        who = ", ".join(f"{named(r['method'])} on {r['network']}" for _, r in above.iterrows()) or "none"
+        lines.append(
+            f"{name}: {bar['method']} knows no text and reaches {bar['mIoU']:.1f} mIoU; above it: {who}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,56 @@
+"""The paper's tables beside ours, where a run has the same network and dataset."""
+
+import pandas as pd
+
+from ..experiment import reported
+from ..explainers import named
+from ..feature_cache import Pooling
+
+NETWORKS = {"ResNet50": "RN50", "ResNet101": "RN101"}
+KEYS = ["dataset", "network", "method", "pooling", "size"]
+
+
+def _long(name):
+    """A table of the paper in the form of ours: one line a dataset, network and method, pooling or size."""
+    table = reported(name)
+    if name == "table_3":
+        rows = zip(table["pooling"], table["mask"], strict=True)
+        labels = [p if mask == "no" else Pooling("masked_max", mask).label for p, mask in rows]
+        return table.assign(dataset="voc2012", network="ViT-B-16", pooling=labels).drop(columns="mask")
+    if name == "table_5":
+        table = table.assign(dataset="voc2012", network="ViT-B-16", same=table["B2B_or_F2F"])
+        return table.drop(columns="B2B_or_F2F")
+    network = table.get("network", pd.Series("ViT-B/16", index=table.index))
+    network = [NETWORKS.get(n, n.replace("/", "-")) for n in network]
+    method = table["method"]
+    if "data_millions" in table:  # Table 4's second row is a CLIP of the small set
+        method = method.mask((method == "CLIP") & table["data_millions"].notna(), "CLIP from random weights")
+    parts = []
+    for dataset in ("voc2012", "coco2017", "imagenet-s50"):
+        values = {c.partition("_")[2]: table[c] for c in table if c.startswith(f"{dataset}_")}
+        parts.append(pd.DataFrame({"dataset": dataset, "network": network, "method": method, **values}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def beside(ours, name, **rows):
+    """The paper's table, quoted, with ours and the difference in every line that this run measured too; where
+    it measured none, as printed. ours: a table with dataset, network (the titles) and what else its lines are
+    called by. rows: {column: value} of those wanted."""
+    quoted = _long(name)
+    for column, value in rows.items():
+        quoted = quoted[quoted[column] == value]
+    keys = [key for key in KEYS if key in quoted and key in ours]
+    measures = [c for c in quoted if c not in KEYS and c in ours]
+    if "method" in keys:
+        ours = ours.assign(method=ours["method"].map(named).str.replace(", .*", "", regex=True))
+    both = quoted[keys + measures].merge(
+        ours[keys + measures], on=keys, how="inner", suffixes=(" (paper)", " (ours)")
+    )
+    if both.empty:
+        printed = reported(name)
+        for column, value in rows.items():
+            printed = printed[printed[column] == value]
+        return printed.reset_index(drop=True)
+    for measure in measures:
+        both[f"{measure} (difference)"] = both[f"{measure} (ours)"] - both[f"{measure} (paper)"]
+    return both.set_index(keys)

@@ -1,0 +1,93 @@
+"""Notebook 07, second half: the verdicts of `claims` as a page."""
+
+from .. import files
+from .claims import CLAIMS, UNMEASURED, UNTESTABLE, VERDICTS
+
+REPORT = """# Reproduction report
+
+{count} claims of the paper, judged {world} from the tables beside this file by `eclip_lib/studies/claims.py`;
+nothing here is written by hand.
+
+{counts}
+
+A case is a network and dataset, of some claims also a rival. *Ours* is the mean over cases of the quantity
+that is above 0 where the claim is true, and in brackets the smallest and the largest case. *Cases* counts
+those whose 95 % interval lies above 0, holds 0, or lies below it; what the interval is over stands before
+them: images say how sure a number is for the networks at hand, and decide no claim about training; trainings
+(Student's t) do, and a single one decides nothing. The claims have {intervals} intervals together, not
+corrected for their number: were every quantity 0, about {false:.0f} would leave out 0 by chance. *Paper* is
+quoted.
+
+| # | where | claim | paper | quantity | ours | over | cases: above, undecided, below | verdict |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{rows}
+
+## Cases that are not above 0
+
+{exceptions}
+
+## How we read the paper
+
+- One threshold for every (image, class), the best; the paper may mean one for every image.
+- Other objects count as background, of an object's contrast as of its IoU.
+- The augmentation of reference [35] is taken to be DeiT's.
+{notes}
+
+## Figures
+
+{figures}
+"""
+
+
+def _ours(v):
+    return f"{v['value']:.1f} ({v['smallest']:.1f} to {v['largest']:.1f})" if v["value"] == v["value"] else ""
+
+
+def _row(number, v):
+    cases = f"{v['above']}, {v['undecided']}, {v['below']}" if v["value"] == v["value"] else ""
+    cells = [v["where"], v["claim"], v["the paper"], v["quantity"], _ours(v), v["unit"], cases]
+    return "| " + " | ".join(map(str, [number, *cells, f"**{v['verdict']}**"])) + " |"
+
+
+def report(verdicts, world, figures):
+    """The reproduction report as Markdown: counts, then every claim with the paper's number, ours, the
+    verdict and a figure.
+
+    world: where they were judged ("in the demo world"). figures: folders of PNGs; the report names them
+    relative to itself."""
+    numbered = list(enumerate((v for _, v in verdicts.iterrows()), 1))
+    counts = verdicts["verdict"].value_counts()
+    drawn = {path.stem for folder in figures for path in folder.glob("*.png")}
+    said = dict(zip(verdicts["claim"], verdicts["verdict"], strict=True))
+    shown = [claim for claim in CLAIMS if claim.figure in drawn]
+    return REPORT.format(
+        count=len(verdicts),
+        world=world,
+        counts="\n".join(f"- {word}: {counts.get(word, 0)} ({what})" for word, what in VERDICTS.items()),
+        intervals=verdicts["intervals"].sum(),
+        false=0.05 * verdicts["intervals"].sum(),
+        rows="\n".join(_row(number, v) for number, v in numbered),
+        exceptions="\n".join(
+            f"{number}. {v['claim']}: {'needs ' if v['verdict'] in (UNMEASURED, UNTESTABLE) else ''}{v['not above']}"
+            for number, v in numbered
+            if v["not above"]
+        ),
+        notes="\n".join(f"- {c.says}: {c.because or c.note}." for c in CLAIMS if c.because or c.note),
+        figures="\n\n".join(
+            f"![{c.says}](figures/{c.figure}.png)\n\n*{c.where}, “{c.says}”: {said[c.says]} {world}.*"
+            for c in shown
+        ),
+    )
+
+
+STYLE = "body{font:16px sans-serif;max-width:72em;margin:2em auto}table{border-collapse:collapse}"
+STYLE += "td,th{border:1px solid #ccc;padding:.3em;vertical-align:top}"
+
+
+def write_report(run, text):
+    """Write the report as `out`/report.md and .html; `eclip promote` copies both to `results/`."""
+    from nbconvert.filters import markdown2html
+
+    page = f"<!doctype html><meta charset=utf-8><title>Reproduction report</title><style>{STYLE}</style>"
+    files.write(run.place / "report.md", text)
+    files.write(run.place / "report.html", page + markdown2html(text))
