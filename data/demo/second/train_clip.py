@@ -51,7 +51,7 @@ RECIPE = {
     "weight_decay": 0.1,
     "warmup": 100,
     "clip": 1.0,
-    "precision": "amp_bf16",
+    "precision": "amp_bf16" if networks.BF16 else "fp32",
     "tokens_dropped": 0.0,
 }
 # four times the tokens: half are dropped in all but the last tenth of the steps (Li et al., FLIP, 2023)
@@ -159,7 +159,7 @@ def recognition(model, split, length, variants=SPLITS):
             scenes = [world.sample(world.SEEDS[split], i, level, **options) for i in range(length)]
             shown = np.array([[c in s.masks for c in world.CLASSES] for s in scenes])
             batches = [np.stack([s.pixels for s in scenes[i : i + 50]]) for i in range(0, length, 50)]
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, networks.BF16):
                 features = torch.cat([model.encode_image(prepare(b)).float() for b in batches])
             cosines = (F.normalize(features, dim=-1) @ texts.T).numpy()
             precision = [

@@ -262,7 +262,7 @@ def train(network, seed, folder):
         chosen = np.sort(np.random.default_rng((seed, step)).choice(SCENES, recipe["batch"], replace=False))
         images = _tensor(pixels[chosen])
         views = torch.cat([_recolour(_crop(images, *recipe["crop"])) for _ in range(2)])
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, networks.BF16):
             with torch.no_grad():
                 target = list(teacher(views).float().chunk(2))
             with sdpa_kernel(SDPBackend.MATH):  # the backward pass of the fused kernel is slower on a CPU
