@@ -2,16 +2,18 @@
 exist."""
 
 import re
+import shlex
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
+import typer
 from PIL import Image
 from test_bad_input import run
 
 import eclip_lib as eclip
-from eclip_lib import explainers
+from eclip_lib import cli, explainers
 from eclip_lib.commands import forecast
 from eclip_lib.files import REPOSITORY
 
@@ -20,6 +22,7 @@ PAGES = [
     *sorted((REPOSITORY / "docs").glob("*.md")),
     REPOSITORY / "data" / "README.md",
 ]
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 TEXT = {path.stem: path.read_text() for path in PAGES[:-1]}
 TABLES = REPOSITORY / "results" / "demo" / "tables"
 
@@ -42,6 +45,23 @@ def test_the_hours_of_the_paper_profile_are_the_dry_runs():
         run = eclip.load_profile(profile, device="cpu", root="/nowhere")
         hours = forecast.gpu_hours(forecast.plan(run))["GPU hours"].iloc[-1]
         assert f"about {hours:.0f} GPU hours" in TEXT["paper"], profile
+
+
+def commands(text):
+    """The words of every `eclip` command that a page shows in full."""
+    lines = re.findall(r"\.venv/bin/eclip ([^`\n]+)", text)
+    every = [shlex.split(line, comments=True) for line in lines]
+    return [words for words in every if words and "…" not in words]
+
+
+@pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS], ids=lambda path: path.stem)
+def test_the_command_line_understands_every_command(path):
+    for words in commands(path.read_text()):
+        command = typer.main.get_command(cli.app)
+        while hasattr(command, "commands"):
+            name, *words = words
+            command = command.commands[name]
+        command.make_context(command.name, words)
 
 
 def test_its_command_measures_a_row_of_the_tables(monkeypatch, capsys):
