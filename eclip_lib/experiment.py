@@ -252,16 +252,15 @@ def load_profile(profile: str | Path = "demo", **parameters) -> Run:
     return checked(built(Run, settings, path), path)
 
 
-def open_run(variables) -> Run:
+def open_run(variables, notebook=None) -> Run:
     """The run of a notebook from the variables of its parameters cell (`globals()`), see `load_profile`; says
-    what is run, and begins the notebook's part of `run.json`."""
+    what is run, and begins the part of `run.json` that bears the notebook's name."""
     names = [name for name in (*Profile.model_fields, "out", "part", "dropped") if name in variables]
     run = load_profile(variables["profile"], **{name: variables[name] for name in names})
     print(f"profile {run.name}; {run.weights}")
     print(f"networks: {', '.join(run.networks)} | datasets: {', '.join(run.datasets)}")
     if run.dropped:
         print(f"not there and left out: {', '.join(run.dropped)}")
-    books = sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    if own := [path.stem for path in books if path.stem[3:] in variables]:  # its study bears its name
-        run.begin(own[-1])
+    if notebook:
+        run.begin(notebook)
     return run

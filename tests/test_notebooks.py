@@ -122,6 +122,11 @@ def test_what_the_notebooks_read_and_train_is_found_in_their_code():
     assert [p.stem[:2] for p in books if notebooks.trains(p)] == ["02", "03", "05"]
 
 
+def test_a_notebook_opens_by_its_own_name():
+    for path in notebooks.notebooks():
+        assert f'open_run(globals(), "{path.stem}")' in notebooks._source(path)
+
+
 def test_every_setting_arrives_in_a_notebook_also_those_that_it_does_not_name(house):
     shown = "import eclip_lib\nrun = eclip_lib.open_run(globals())\n"
     shown += "print(run.limit_pairs, run.training.epochs, run.training.lr, run.dropped)"
