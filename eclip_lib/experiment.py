@@ -36,12 +36,17 @@ class Trained:
     snapshots: dict[int, Projection]
 
 
+TRAINS = ("method.py", "projection.py", "poolings.py", "recipe.py", "training.py", "datasets", "networks")
+
+
+def training_digest():
+    """Digest of the code that decides pairs."""
+    return files.code_digest(*TRAINS)
+
+
 def core_digest():
-    """Digest of the code that decides features, pairs and rows."""
-    rooms = ("method", "projection", "shift", "poolings", "recipe", "training")
-    return files.code_digest(
-        *(f"{room}.py" for room in rooms), "datasets", "networks", "explainers", "evaluation"
-    )
+    """Digest of the code that decides rows."""
+    return files.code_digest(*TRAINS, "shift.py", "explainers", "evaluation")
 
 
 class Run(Results):
@@ -127,9 +132,8 @@ class Run(Results):
         every = [(column, "random") for column in columns] + [(self.chosen_mask, "clip")] * beyond
         return [(pooling, seed, init) for pooling, init in every for seed in range(self.trainings)]
 
-    @property
-    def _made_by(self):
-        return [self.device.partition(":")[0], core_digest()]
+    def _made_by(self, code):
+        return [self.device.partition(":")[0], code]
 
     @property
     def chosen_mask(self) -> Pooling:
@@ -149,7 +153,7 @@ class Run(Results):
         every, missing = {}, {}
         for pooling, seed, init in wanted:
             about = {"pooling": str(Pooling.of(pooling)), **settings, "seed": self.seed + seed, "init": init}
-            key = files.digest([features.identity, about, self._made_by])
+            key = files.digest([features.identity, about, self._made_by(training_digest())])
             every[pooling, seed, init] = self.out / "trained" / key, about
         with files.alone(self.out / "trained" / f".{clip.network}.lock".replace("/", "_")):
             for folder, about in every.values():
@@ -169,7 +173,7 @@ class Run(Results):
         weights, is read from `out`/rows; the others share one pass. With `observe` all are measured anew."""
         dataset = self.load_dataset(dataset) if isinstance(dataset, str) else dataset
         known = dataset.identity
-        about = [clip.identity, known, self._made_by]
+        about = [clip.identity, known, self._made_by(core_digest())]
         paths, found = {}, {}
         for key, explain in explainers.items():
             identity = known and getattr(explain, "identity", None)
@@ -195,7 +199,7 @@ class Run(Results):
         known = [getattr(thing, "identity", thing) for thing in about]
         if any(what is None for thing, what in zip(about, known, strict=True) if hasattr(thing, "identity")):
             return measure()
-        key = files.digest([known, self._made_by, files.code_digest("studies", "shift.py")])
+        key = files.digest([known, self._made_by(core_digest()), files.code_digest("studies", "shift.py")])
         path = self.out / "rows" / f"{name}-{key}.csv"
         if (table := read_rows(path)) is None:
             table = measure()

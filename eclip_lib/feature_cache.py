@@ -82,8 +82,10 @@ class Cache:
 
     @property
     def identity(self):
-        """Digest of all that it holds: the views differ by their seeds alone."""
-        return files.digest([self.about["model"], self.views, [note["sha256"] for note in self._notes]])
+        """Digest of all that it is made from: the views differ by their seeds alone, and a view that is made
+        again is the same one."""
+        made = {key: value for key, value in self.about.items() if key != "pairs"}
+        return files.digest([made, [[note["state"], note["pairs"]] for note in self._notes]])
 
     def __len__(self):
         """Pairs of one view."""

@@ -141,13 +141,17 @@ def write(path, data: bytes | str):
 
 @contextmanager
 def alone(path, otherwise=None):
-    """No other process is in this block for the same path: it waits, or raises ValueError(otherwise)."""
+    """No other process is in this block for the same path: it waits, or raises
+    ValueError(otherwise). Raises OSError where the disk has no locks."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if otherwise else 0))
-        except OSError as error:
+        except BlockingIOError as error:
             raise ValueError(otherwise) from error
+        except OSError as error:
+            said = f"{path}: this disk knows no locks ({error.strerror}); name a folder on another one"
+            raise OSError(said) from error
         yield
 
 

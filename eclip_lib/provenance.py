@@ -3,6 +3,7 @@
 import platform
 import shutil
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def versions():
     return {"python": platform.python_version()} | {name: version(known) for name, known in names.items()}
 
 
+@cache
 def device_name(device):
     """The name of a GPU; of a CPU its kind."""
     cuda = device.startswith("cuda") and torch.cuda.is_available()

@@ -28,6 +28,7 @@ class Results(Profile):
     name: str
     out: Path
     part: str = ""
+    whole: list[str] = []  # the networks of the run, also where this is a part of it
     changed: list[str] = []
     dropped: list[str] = []
     saved: list[str] = []  # tables of this notebook, in order
@@ -41,9 +42,11 @@ class Results(Profile):
         return self.out / "parts" / self.part if self.part else self.out
 
     def path(self, kind, name):
-        """`place`/tables/name.csv, `place`/figures/name.png or `out`/pairs/name.safetensors."""
+        """`place`/tables/name.csv, `place`/figures/name.png or `out`/pairs/name.safetensors
+        (below `place` where other pairs or settings made it)."""
         suffix = {"tables": "csv", "figures": "png", "pairs": "safetensors"}[kind]
-        return (self.out if kind == "pairs" else self.place) / kind / f"{name}.{suffix}"
+        shared = kind == "pairs" and set(self.compared_by) <= {"networks", "datasets", "limit"}
+        return (self.out if shared else self.place) / kind / f"{name}.{suffix}"
 
     def committed(self, kind, name):
         """The same file as committed."""
@@ -131,7 +134,7 @@ class Results(Profile):
         about["device"] = provenance.device_name(self.device)
         facts |= {"state": state, "when": datetime.fromtimestamp(begin).isoformat(timespec="seconds")}
         facts["seconds"] = round(time.time() - begin, 1)
-        place = {"name", "out", "part", "root", "saved", "changed", "dropped"}
+        place = {"name", "out", "part", "whole", "root", "saved", "changed", "dropped"}
         settings = self.model_dump(mode="json", exclude=place)
         whole = {"profile": self.name, **about, "versions": provenance.versions(), "settings": settings}
         self.record.add(whole | self._seen | {"notebooks": {notebook: about | facts}})

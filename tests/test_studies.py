@@ -403,9 +403,12 @@ def test_masks_and_augmentation_are_judged_by_their_trainings():
         ("a", "max, mask: DINO", 50, 49, 51),
     ]
     masks = pd.DataFrame([*lines, ("a", "max, mask: CLIP's own", 55, 54, 56)], columns=columns)
+    masks = masks.assign(seeds=3)
     said = pooling_ablation.verdict(pd.DataFrame(columns=["better", "than"]), masks)
     assert "The best is max, mask: CLIP's own." in said and "+5.0 mIoU; no training of one reaches" in said
+    alone = pooling_ablation.verdict(pd.DataFrame(columns=["better", "than"]), masks.assign(seeds=1))
+    assert "+5.0 mIoU; one training each, which decides nothing" in alone
     views = masks.assign(views=["as they are", "afresh", "once", "twice"])
     gained = pd.DataFrame([{f"{m}_{end}": 1 for m in ("mIoU", "mSC") for end in ("low", "high")}])
     said = mmp_training.verdict(gained, views)
-    assert "mIoU lies above CLIP's in 1 of 1" in said and "once give +10.0 mIoU" in said
+    assert "mIoU lies above CLIP's in 1 of 1" in said and "once against pictures as they are: +10.0 mIoU" in said

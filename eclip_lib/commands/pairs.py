@@ -4,6 +4,7 @@ import os
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from .. import files
@@ -49,10 +50,10 @@ def train(data, out, pooling, model, masked, features, settings):
     pair, history = train_pair(clip, cached, pooling, **settings, resume=state)
     if rank:
         return ""
-    if state:
-        cached.drop(), state.unlink(missing_ok=True)
     pair.save(out)
     files.write(curve, files.as_csv(history, index=False))
+    if state:
+        cached.drop(), state.unlink(missing_ok=True)
     losses = f"loss {history['loss'].iloc[0]:.3f} to {history['loss'].iloc[-1]:.3f}"
     return f"{len(cached)} pairs, {losses}; {out}\n"
 
@@ -73,5 +74,7 @@ def _join_ranks(model):
     cuda = model["device"].startswith("cuda")
     if model["device"] == "cuda":
         model["device"] = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if cuda:
+        torch.cuda.set_device(model["device"])
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=7))
     return dist.get_rank()

@@ -50,7 +50,7 @@ def shortcomings(run, facts) -> list[str]:
     """What keeps a run from being the whole of its profile, in words, by its `run.json`."""
     if not facts:
         return ["it has no run.json"]
-    parts, found = facts["notebooks"], []
+    parts, found = facts.get("notebooks", {}), []
     for path in notebooks(run):
         state = parts.get(path.stem, {}).get("state", "not run")
         found += [f"{path.stem} {state}"] if state != "complete" else []

@@ -17,6 +17,7 @@ from .statistics import (
     summarize,
     t_interval,
     table,
+    trainings_apart,
 )
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "summarize",
     "t_interval",
     "table",
+    "trainings_apart",
 ]

@@ -131,6 +131,16 @@ def over_trainings(seeds: pd.DataFrame, by=("dataset", "network", "pooling")) ->
     return seeds.groupby(list(by), sort=False).agg(**columns).reset_index()
 
 
+def trainings_apart(one, other) -> str:
+    """Two lines of `over_trainings` in words: the difference of their mIoU, and whether trainings tell them
+    apart."""
+    gap = f"{one['mIoU'] - other['mIoU']:+.1f} mIoU"
+    if min(one["seeds"], other["seeds"]) < 2:
+        return f"{gap}; one training each, which decides nothing"
+    apart = one["mIoU_low"] > other["mIoU_high"] or other["mIoU_low"] > one["mIoU_high"]
+    return f"{gap}; {'no training of one reaches the other' if apart else 'their trainings overlap'}"
+
+
 def in_words(low, high, above="above", below="below", undecided="undecided"):
     """What an interval says about 0."""
     return above if low > 0 else below if high < 0 else undecided

@@ -103,7 +103,15 @@ def read_settings(profile, parameters):
         part = settings["networks"][0] if alone and settings["networks"][0] in before["networks"] else ""
     kept = {k: _without(settings[k], dropped) for k in ("networks", "replicates", "datasets", "masks")}
     kept |= {"pairs": None} if "pairs" in dropped else {}
-    about = {"name": path.stem, "out": out, "part": part, "changed": changed, "dropped": dropped}
+    whole = _without(before["networks"] if part else settings["networks"], dropped)
+    about = {
+        "name": path.stem,
+        "out": out,
+        "part": part,
+        "whole": whole,
+        "changed": changed,
+        "dropped": dropped,
+    }
     return path, settings | kept | about
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from .. import plots
 from ..datasets import examples
-from ..evaluation import counts, gains, over_trainings, recognize, table
+from ..evaluation import counts, gains, over_trainings, recognize, table, trainings_apart
 from ..explainers import explainer
 from .pooling_ablation import score_pairs, seed_table
 
@@ -78,16 +78,8 @@ def verdict(gained, views=None):
         rows = part.set_index("views")
         plain = rows.loc["as they are"]
         for kind, row in rows.drop(index="as they are").iterrows():
-            apart = row["mIoU_low"] > plain["mIoU_high"] or row["mIoU_high"] < plain["mIoU_low"]
-            said = (
-                "no training of one reaches the other"
-                if apart
-                else "their trainings overlap: no difference shown"
-            )
-            gain = row["mIoU"] - plain["mIoU"]
-            lines.append(
-                f"{name}: pictures {kind} give {gain:+.1f} mIoU against pictures as they are; {said}"
-            )
+            gap = trainings_apart(row, plain)
+            lines.append(f"{name}: pictures {kind} against pictures as they are: {gap}")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import seaborn as sns
 
 from .. import plots
 from ..datasets import examples
-from ..evaluation import gains, gains_in_words, over_trainings, table
+from ..evaluation import gains, gains_in_words, over_trainings, table, trainings_apart
 from ..explainers import explainer
 from ..networks.attention import ClipAttention, noise, pixel_saliency
 from ..networks.loading import is_vit
@@ -16,10 +16,10 @@ from ..poolings import GROUND_TRUTH, Pooling
 
 
 def masks_for(run, clip, models):
-    """The masks of one network's cache: the run's own, and on its first ViT those beyond the paper: ground
+    """The masks of one network's cache: the run's own, and on the run's first ViT those beyond the paper: ground
     truth where the pairs have it, CLIP's own attention, saliency, noise. Notebooks 02, 03 and 05 ask for the
     same ones, so they share one cache."""
-    if clip.network != next(filter(is_vit, run.networks), None):
+    if clip.network != next(filter(is_vit, run.whole), None):
         return models
     extra = {"CLIP's own": ClipAttention(clip), "pixel saliency": pixel_saliency, "noise": noise}
     if run.pairs.startswith("scenes") and run.training.augment is None:
@@ -79,12 +79,12 @@ def ordering(run, rows):
 
 
 def beyond(run, clips, caches, rows):
-    """Table 3's max rows again for the first ViT, beside other masks and a start from CLIP's own pair ->
+    """Table 3's max rows again for the run's first ViT, beside other masks and a start from CLIP's own pair ->
     DataFrame over seeds.
 
     clips, caches: by network. rows: Table 3's."""
-    network = next(filter(is_vit, clips), None)
-    if network is None:
+    network = next(filter(is_vit, run.whole), None)
+    if network not in clips:
         return pd.DataFrame()
     clip, cache = clips[network], caches[network]
     found = rows[rows["network"] == clip.title]
@@ -147,11 +147,8 @@ def verdict(steps, masks):
     own, dino = (Pooling("masked_max", name).label for name in ("CLIP's own", "DINO"))
     for name, part in masks.set_index("pooling").groupby("dataset", sort=False):
         if {own, dino} <= set(part.index):
-            a, b = part.loc[own], part.loc[dino]
-            apart = a["mIoU_low"] > b["mIoU_high"] or b["mIoU_low"] > a["mIoU_high"]
-            said = "no training of one reaches the other" if apart else "their trainings overlap"
-            gap = f"{a['mIoU'] - b['mIoU']:+.1f} mIoU"
-            lines.append(f"{name}: CLIP's own attention as the mask against DINO's: {gap}; {said}.")
+            gap = trainings_apart(part.loc[own], part.loc[dino])
+            lines.append(f"{name}: CLIP's own attention as the mask against DINO's: {gap}.")
     return "\n".join(lines)
 
 

@@ -195,7 +195,9 @@ def verdict(chance, link):
     less, unclear, more = counts(link, "rho")
     turned, _, kept = counts(link.rename(columns={"kept_low": "k_low", "kept_high": "k_high"}), "k")
     better, _, worse = counts(link, "gain")
-    explains = more == len(link) and turned == len(link)
+    says = (
+        "explains" if more == turned == len(link) else "does not explain" if less or kept else "may explain"
+    )
     return "\n".join(
         [
             f"{len(link)} cases (datasets and networks). Channels change sides more often than two independent "
@@ -203,6 +205,6 @@ def verdict(chance, link):
             f"Images with more shift are more opposite in {more}, less opposite in {less}; {unclear} open.",
             f"Without its shifted channels the map turns (mSC above 0) in {turned} and stays opposite in {kept}; "
             f"leaving them out raises mSC more than as many random channels in {better}, less in {worse}.",
-            f"So semantic shift {'explains' if explains else 'does not explain'} the opposite map here.",
+            f"So semantic shift {says} the opposite map here.",
         ]
     )
