@@ -27,7 +27,7 @@ photos: setup  ## the paper's Tables 1 and 2 on VOC 2012 without training or a G
 	@$(BIN)/eclip reproduce --profile photos --dry-run
 	@$(BIN)/eclip data fetch voc2012 ViT-B-32.pt
 	@$(BIN)/eclip reproduce --profile photos
-	@$(BIN)/python -m eclip_lib.commands.beside runs/photos
+	@$(BIN)/python -m eclip_lib.studies.quoted runs/photos
 
 test: setup  ## tests and notebooks (pytest --nbval)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -1,6 +1,7 @@
 """A run's features, pairs and rows, made once and keyed by contents; what notebooks 01 to 06 make of them."""
 
 import os
+import re
 
 import numpy as np
 import pandas as pd
@@ -336,6 +337,18 @@ def test_quoted_methods_meet_ours_by_the_papers_names():
     assert list(quoted.beside(ours, "table_1", method="CLIP")["method"].unique()) == ["CLIP"]
 
 
+def test_a_run_ends_in_the_papers_numbers_beside_its_own(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no tables in"):
+        quoted.as_text(tmp_path)
+    rows = [("voc2012", "RN50", "eclip", 50.0, 1.0), ("voc2012", "ViT-B-32", "gem", 40.0, 2.0)]
+    table = pd.DataFrame(rows, columns=["dataset", "network", "method", "mIoU", "mSC"])
+    table.head(1).to_csv(tmp_path / "table_1.csv", index=False)
+    table.tail(1).to_csv(tmp_path / "later_methods.csv", index=False)
+    said = quoted.as_text(tmp_path)
+    assert re.search(r"RN50\s+ECLIP\s+49\.3\s+29\.16\s+50\.0\s+1\.0\s+0\.7", said)  # Table 1
+    assert re.search(r"ViT-B-32\s+gem\s+40\.0", said)
+
+
 def test_controls_tell_a_map_of_the_text_from_a_map_of_any_object(run, clip):
     dataset = eclip.load_dataset("scenes", limit=30)
 
@@ -411,4 +424,6 @@ def test_masks_and_augmentation_are_judged_by_their_trainings():
     views = masks.assign(views=["as they are", "afresh", "once", "twice"])
     gained = pd.DataFrame([{f"{m}_{end}": 1 for m in ("mIoU", "mSC") for end in ("low", "high")}])
     said = mmp_training.verdict(gained, views)
-    assert "mIoU lies above CLIP's in 1 of 1" in said and "once against pictures as they are: +10.0 mIoU" in said
+    assert (
+        "mIoU lies above CLIP's in 1 of 1" in said and "once against pictures as they are: +10.0 mIoU" in said
+    )

@@ -191,7 +191,8 @@ def as_text(run, device="cpu"):
 
 def _length(run, name):
     known = checkpoints.registry()["datasets"].get(name)
-    return run.limit or (known["images"] if known else len(load_dataset(name)))
+    images = known["images"] if known else len(load_dataset(name))
+    return min(images, run.limit or images)
 
 
 def pair_count(run, read=3):

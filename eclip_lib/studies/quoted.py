@@ -1,4 +1,9 @@
-"""The paper's tables beside ours, where a run has the same network and dataset."""
+"""The paper's tables beside ours, where a run has the same network and dataset.
+
+.venv/bin/python -m eclip_lib.studies.quoted runs/photos"""
+
+import sys
+from pathlib import Path
 
 import pandas as pd
 
@@ -54,3 +59,22 @@ def beside(ours, name, **rows):
     for measure in measures:
         both[f"{measure} (difference)"] = both[f"{measure} (ours)"] - both[f"{measure} (paper)"]
     return both.set_index(keys)
+
+
+def as_text(tables):
+    """Tables 1 and 2 of a run (`tables`: their folder) beside the paper's, and its later methods. Raises
+    FileNotFoundError where there are none."""
+    found = {name: Path(tables, f"{name}.csv") for name in ("table_1", "table_2", "later_methods")}
+    found = {name: pd.read_csv(path) for name, path in found.items() if path.exists()}
+    if not found:
+        raise FileNotFoundError(f"no tables in {tables}: run `eclip reproduce --profile photos` first")
+    later = found.pop("later_methods", pd.DataFrame())
+    parts = [f"{name}\n{beside(table, name).round(2).to_string()}" for name, table in found.items()]
+    if len(later):
+        columns = ["dataset", "network", "method", "mIoU", "mSC"]
+        parts.append(f"later methods\n{later[columns].round(2).to_string(index=False)}")
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(as_text(Path(sys.argv[1], "tables")))
