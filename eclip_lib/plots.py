@@ -32,7 +32,7 @@ def literally(text):
     return text.replace("$", r"\$")
 
 
-def overlay(image, heat=None, ax=None, title=None, cmap=CMAP, alpha=0.65, mask=None, words=""):
+def overlay(image, heat=None, ax=None, title=None, cmap=CMAP, mask=None, words=""):
     """Draw an image (PIL), in grey where a map lies over it: `heat` [H, W] in [0, 1], array or tensor, whose
     values lie in [0, 1]; a bool one is an outline, as `mask` is. `words` stand in the corner. Returns the
     axes."""
@@ -41,7 +41,7 @@ def overlay(image, heat=None, ax=None, title=None, cmap=CMAP, alpha=0.65, mask=N
         drawn, mask = None, drawn
     ax.imshow(image if drawn is None else image.convert("L"), cmap="gray", vmin=0, vmax=255)
     if drawn is not None:
-        ax.imshow(drawn.astype(float), cmap=cmap, vmin=0, vmax=1, alpha=alpha)
+        ax.imshow(drawn.astype(float), cmap=cmap, vmin=0, vmax=1, alpha=0.65)
     if mask is not None and np.any(mask) and not np.all(mask):
         for colour, width in (("black", 1.6), (OUTLINE, 0.9)):
             ax.contour(np.asarray(mask, dtype=float), [0.5], colors=colour, linewidths=width)

@@ -60,11 +60,11 @@ def bootstrap(rows: pd.DataFrame, value: str, resamples: int = 1000, seed: int =
         return 100 * np.nanmean((weights @ sums) / (weights @ counts), axis=1)
 
 
-def mean_interval(values, resamples=1000, seed=0):
+def mean_interval(values, seed=0):
     """Mean of one number an image with its 95 % bootstrap interval -> (mean, low, high); nan is left out."""
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
-    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
+    draws = np.random.default_rng(seed).integers(0, len(values), (1000, len(values)))
     return values.mean(), *np.percentile(values[draws].mean(1), [2.5, 97.5])
 
 
@@ -122,13 +122,13 @@ def _resampled(trainings, value, seed, resamples):
     return np.take_along_axis(every, chosen, 0).mean(0)
 
 
-def over_trainings(seeds: pd.DataFrame, by=("dataset", "network", "pooling")) -> pd.DataFrame:
+def over_trainings(seeds: pd.DataFrame) -> pd.DataFrame:
     """A table with one line a training -> mean over trainings with the smallest (`_low`) and the largest
     (`_high`), for mIoU and mSC; `seeds` says how many."""
     columns = {"seeds": ("mIoU", "size")}
     for value in VALUES:
         columns |= {value: (value, "mean"), f"{value}_low": (value, "min"), f"{value}_high": (value, "max")}
-    return seeds.groupby(list(by), sort=False).agg(**columns).reset_index()
+    return seeds.groupby(["dataset", "network", "pooling"], sort=False).agg(**columns).reset_index()
 
 
 def trainings_apart(one, other) -> str:

@@ -167,13 +167,13 @@ def loss_figure(losses, chance):
     return grid.figure
 
 
-def wide(result, columns="pooling"):
+def wide(result):
     """A table over trainings as the paper prints it: one row a dataset and network, its kinds side by
     side."""
     if result.empty:
         return result
     index = [c for c in ("dataset", "network", "reads") if c in result]
-    return result.pivot_table(index=index, columns=columns, values=["mIoU", "mSC"], sort=False)
+    return result.pivot_table(index=index, columns="pooling", values=["mIoU", "mSC"], sort=False)
 
 
 def table_3_figure(measured, title):
