@@ -240,10 +240,11 @@ def test_fresh_views_leave_trained_pairs_and_no_features(tmp_path, calls):
 
 
 def test_unlocking_goes_on_where_it_was_broken_off(clip, tmp_path, monkeypatch):
-    def unlock(resume=None):
+    def unlock(resume=None, **more):
         model = eclip.load_attention("vit_tiny_patch16_224", None)
         source = image_text.ScenePairs(count=12, size=4)
         options = {"epochs": 2, "views": 2, "augment": "deit", "batch_size": 4, "every": 0, "resume": resume}
+        options |= more
         pair, history = dino_backbone.unlock(clip, model, source, **options)
         return files.digest(model), files.digest(pair), list(history["loss"])
 
@@ -258,9 +259,11 @@ def test_unlocking_goes_on_where_it_was_broken_off(clip, tmp_path, monkeypatch):
     whole = unlock()
     monkeypatch.setattr(image_text.ScenePairs, "read", watched)
     with pytest.raises(KeyboardInterrupt):
-        unlock(tmp_path / "state.pt")
-    assert unlock(tmp_path / "state.pt") == unlock(tmp_path / "state.pt") == whole
+        unlock(tmp_path)
+    assert unlock(tmp_path) == unlock(tmp_path) == whole
     assert parts == [0, 4, 8, 0, 4, 4, 8]  # the fourth was done, the fifth broken off
+    unlock(tmp_path, seed=1), parts.clear()
+    assert unlock(tmp_path) == whole and not parts  # another training left its state alone
 
 
 def test_methods_are_measured_and_compared(run):

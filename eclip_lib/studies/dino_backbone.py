@@ -69,8 +69,8 @@ def unlocked(run, clip, name):
         return Arm(other, pair, "as shipped, see its card")
     settings = run.training.model_dump() | {"seed": run.seed, "workers": run.workers}
     settings["epochs"] = run.training.views  # one encoder pass a view, as the other arms take
-    state = run.out / "trained" / f"unlocked-{clip.network}.pt".replace("/", "_")
-    pair, history = unlock(clip, model, run.load_pairs(), **settings, optimizer="adamw", resume=state)
+    resume = run.out / "trained"
+    pair, history = unlock(clip, model, run.load_pairs(), **settings, optimizer="adamw", resume=resume)
     return Arm(clip.with_image_encoder(model), pair, f"final training loss {history['loss'].iloc[-1]:.1f}")
 
 
@@ -94,12 +94,13 @@ def unlock(
     encoder stays locked.
 
     Changes `backbone` in place. source: see `datasets.image_text`; views: of its pairs, one an epoch in turn.
-    optimizer: a name of timm's. resume: a file from which a broken training goes on, written after a part
-    where `every` seconds have passed, and at the end. Returns (`Projection`, DataFrame of step, loss,
-    seconds)."""
+    optimizer: a name of timm's. resume: a folder with a file for each training, from which a broken one goes
+    on, written after a part where `every` seconds have passed, and at the end. Returns (`Projection`, DataFrame
+    of step, loss, seconds)."""
     about = [epochs, batch_size, lr, weight_decay, views, augment, seed, optimizer, source.about]
     about += [[source.stamp(part) for part in source.parts], clip.identity, files.digest(backbone)]
     key = files.digest([about, files.code_digest("studies/dino_backbone.py", "networks", "datasets")])
+    resume = resume and resume / f"unlocked-{key}.pt"
     torch.manual_seed(seed)
     model = clip.with_image_encoder(backbone.requires_grad_(True))
     pair = new_pair(clip, backbone.model.embed_dim, "tokens", seed).to(clip.device)
