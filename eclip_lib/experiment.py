@@ -16,7 +16,6 @@ from .evaluation import evaluate
 from .evaluation.evaluator import COLUMNS, read_rows
 from .feature_cache import cache_features
 from .files import REPOSITORY
-from .networks import demo
 from .networks.attention import load_attention, mask_identity
 from .networks.loading import load_clip
 from .poolings import Pooling
@@ -54,14 +53,6 @@ class Run(Results):
 
     # ------------------------------------------------------------------ what it loads
 
-    @property
-    def weights(self):
-        """What the networks' weights are, in words for titles."""
-        if self.pretrained is None:
-            return "random weights: nothing here was learned"
-        own = self.pretrained == "default" and set(self.networks) <= {*demo.NETWORKS}
-        return "this repository's mini CLIPs" if own else f"weights: {self.pretrained}"
-
     def load_clip(self, network, pretrained=UNCHANGED):
         """The network with the profile's weights, on the profile's device."""
         pretrained = self.pretrained if pretrained == UNCHANGED else pretrained
@@ -94,10 +85,6 @@ class Run(Results):
         """The source of image-caption pairs (`pairs`, else the run's), cut to `limit_pairs`."""
         source = load_pairs(pairs or self.pairs)
         return source if self.limit_pairs is None else source.first(self.limit_pairs)
-
-    def title(self, network):
-        """The network's name for tables and figures; random weights say so."""
-        return f"{network} (random weights)" if self.pretrained is None else network
 
     # ------------------------------------------------------------------ what it makes once
 
@@ -202,7 +189,8 @@ class Run(Results):
         key = files.digest([known, self._made_by(core_digest()), files.code_digest("studies", "shift.py")])
         path = self.out / "rows" / f"{name}-{key}.csv"
         if (table := read_rows(path)) is None:
-            table = measure()
+            table = measure()  # its floats as CSV gives them back
+            table = table.astype(dict.fromkeys(table.select_dtypes("float32"), float))
             files.write(path, files.as_csv(table, index=False))
         return table
 

@@ -13,7 +13,16 @@ from eclip_lib import files
 from eclip_lib.commands import notebooks, preflight
 from eclip_lib.datasets.image_text import load_pairs
 from eclip_lib.networks import checkpoints
-from eclip_lib.studies import benchmarks, mmp_training
+from eclip_lib.networks.attention import noise
+from eclip_lib.studies import (
+    attention_quality,
+    benchmarks,
+    controlled_scenes,
+    controls,
+    itsm_discovery,
+    mmp_training,
+    semantic_shift,
+)
 
 DEMO = yaml.safe_load((files.REPOSITORY / "eclip_lib" / "profiles" / "demo.yaml").read_text())
 
@@ -29,12 +38,27 @@ def written(folder, **settings):
 
 
 def saved(run):
-    """What notebooks 05 and 06 do, in short -> {table: as saved}."""
-    models, clips = run.load_masks(), run.load_clips()
-    trained = {network: mmp_training.train_eclip(run, clip, models) for network, clip in clips.items()}
-    run.save_table(mmp_training.tables(run, clips, trained)[0], "table_1_eclip")
-    rows = benchmarks.measure(run, dict.fromkeys(run.networks, benchmarks.TABLE_1))
-    run.save_table(benchmarks.table(run, rows, benchmarks.TABLE_1), "table_1")
+    """What notebooks 01, 02, 04, 05 and 06 measure, in short -> {table: as saved}."""
+    models, clips, rows = run.load_masks(), run.load_clips(), []
+    for network, clip in clips.items():
+        found = mmp_training.recognition(run, clip)
+        features = run.features(clip, models)
+        pair = run.train(clip, features, run.chosen_mask).pair
+        run.save_pair(pair, network)
+        assert mmp_training.recognition(run, clip, pair) == found
+        rows.append(run.evaluate(clip, "scenes", benchmarks.explainers_of(run, clip, benchmarks.TABLE_1)))
+        quality = attention_quality.quality_in(run, models | {"noise": noise}, clip)
+        run.save_table(attention_quality.mask_table(quality), f"attention_{network}")
+    run.save_table(benchmarks.table(run, pd.concat(rows), benchmarks.TABLE_1), "table_1")
+    for (network, name), shares in itsm_discovery.evaluate_all(run)[1].items():
+        run.save_table(pd.DataFrame(shares), f"histogram_{network}_{name}")
+    run.save_table(semantic_shift.rows_in(run), "shift")
+    run.save_table(controlled_scenes.controlled_table(run, 2), "controlled")
+    run.save_table(controls.rows_in(run, 2), "controls")
+    run.save_table(controls.baseline_table(run, clip), "text_free")
+    run.save_table(benchmarks.map_statistics(run, ["clip", "eclip"], 4), "map_statistics")
+    found = run.save_table(benchmarks.table_4(run), "table_4")
+    assert all(found["identical"].dropna().map(lambda same: same is True)) and len(found) > 2
     return {path.name: path.read_text() for path in sorted((run.place / "tables").glob("*.csv"))}
 
 
@@ -47,12 +71,12 @@ def test_networks_side_by_side_add_up_to_the_whole_run(tmp_path, monkeypatch):
     assert all(network in whole["table_1.csv"] for network in networks)
     parts = [eclip.load_profile(profile, networks=network, out=tmp_path / "joined") for network in networks]
     with pytest.raises(FileNotFoundError, match="no trained pair for scenes-ViT-32: run notebook 05 first"):
-        benchmarks.measure(parts[0], {networks[0]: ["eclip"]})
+        benchmarks.table_4(parts[0])
     for part, network in zip(parts, networks, strict=True):
         assert network in saved(part)["table_1.csv"] and part.place == part.out / "parts" / network
     joined = eclip.load_profile(profile, out=tmp_path / "joined")
     assert joined.place == joined.out and not (joined.out / "tables").exists()
-    for place in ("experiment.evaluate", "experiment.train_pair", "feature_cache.CacheJob.make"):
+    for place in ("evaluation.evaluator.loaded", "experiment.train_pairs", "feature_cache.CacheJob.make"):
         monkeypatch.setattr(f"eclip_lib.{place}", None)  # nothing is measured again
     assert saved(joined) == whole
 

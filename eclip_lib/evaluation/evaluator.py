@@ -1,5 +1,6 @@
 """An explainer over a dataset -> one tidy row a method, image and class (paper §4.1, Tables 1 to 3)."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ def read_rows(path, columns=None) -> pd.DataFrame | None:
     try:
         rows = pd.read_csv(path, dtype={"image_id": str}, float_precision="round_trip")
         return rows if columns is None else rows[columns]
+    except pd.errors.EmptyDataError:  # a table without rows is an empty line
+        return pd.DataFrame() if columns is None and os.path.getsize(path) else None
     except (OSError, ValueError, KeyError):
         return None
 

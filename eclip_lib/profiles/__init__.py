@@ -1,6 +1,7 @@
 """Profiles: which networks, weights, datasets and device a run uses. Those of `SHIPPED` are YAML files beside
 this one; a profile may also be the path of another file of that form."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .. import files
 from ..datasets import REGISTRY
+from ..networks import demo
 from ..networks.checkpoints import registry
 
 UNCHANGED = "profile"  # a parameter's value that means: as the profile says
@@ -55,6 +57,18 @@ class Profile(BaseModel):
     training: Training
     trainings: int = Field(ge=1)  # seeds of a trained pair
 
+    @property
+    def weights(self):
+        """What the networks' weights are, in words for titles."""
+        if self.pretrained is None:
+            return "random weights: nothing here was learned"
+        own = self.pretrained == "default" and set(self.networks) <= {*demo.NETWORKS}
+        return "this repository's mini CLIPs" if own else f"weights: {self.pretrained}"
+
+    def title(self, network):
+        """The network's name for tables and figures; random weights say so."""
+        return f"{network} (random weights)" if self.pretrained is None else network
+
     def root_of(self, name):
         """The folder of a dataset: `root` is one folder for all, or "name=folder,name=folder"."""
         parts = [part.partition("=") for part in str(self.root).split(",")]
@@ -66,13 +80,13 @@ class Profile(BaseModel):
 def read_settings(profile, parameters):
     """A profile's file with the parameters that replace its settings -> (the file, settings for a `Run`,
     among them `name`, `out`, `part` and `changed`). Raises ValueError, FileNotFoundError."""
-    path = Path(profile).expanduser()
+    path = files.place(profile)
     if str(profile) in SHIPPED:
         path = Path(__file__).parent / f"{profile}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # False for what no file can be called
         known = ", ".join(SHIPPED)
         raise FileNotFoundError(
-            f"no profile {str(profile)!r}; there are {known}, or give the path of a YAML file"
+            f"no profile {files.few([profile])!r}; there are {known}, or give the path of a YAML file"
         )
     if path.stem in SHIPPED and str(profile) not in SHIPPED:
         raise ValueError(
@@ -81,7 +95,7 @@ def read_settings(profile, parameters):
     before, known = _read(path), [*Profile.model_fields, "out", "part", "dropped"]
     unknown = sorted(set(parameters) - set(known))
     if unknown:
-        raise ValueError(f"a profile has no parameter {unknown[0]!r}; it has {sorted(known)}")
+        raise ValueError(f"a profile has no parameter {files.few(unknown)!r}; it has {', '.join(known)}")
     given = {k: v for k, v in parameters.items() if v != UNCHANGED and (v is not None or k == "pretrained")}
     out, part, dropped = given.pop("out", None), given.pop("part", None), _listed(given.pop("dropped", []))
     settings = _anchored(before) | given
@@ -97,7 +111,7 @@ def read_settings(profile, parameters):
     compared = {name: settings[name] for name in changed if name not in INCIDENTAL}
     place = path.stem if not compared else f"{path.stem}-{files.digest(compared)[:6]}"
     own = files.REPOSITORY / "runs" / place
-    out = Path(out).expanduser() if out else own
+    out = files.place(out) if out else own
     if part is None:  # one of the profile's networks, in a folder that is not for it alone
         alone = len(settings["networks"]) == 1 < len(before["networks"]) and out.absolute() != own
         part = settings["networks"][0] if alone and settings["networks"][0] in before["networks"] else ""
@@ -140,14 +154,14 @@ def built(kind, settings, path):
         keys = [".".join(map(str, p["loc"])) for p in problems if p["type"] in ("missing", "extra_forbidden")]
         if keys:
             raise ValueError(
-                f"{path}: unknown or missing keys {keys}; a profile has exactly "
-                f"{sorted(Profile.model_fields)}"
+                f"{path}: unknown or missing keys {files.few(keys)}; a profile has exactly "
+                f"{', '.join(Profile.model_fields)}"
             ) from error
         name = ".".join(map(str, problems[0]["loc"]))
         said = problems[0]["msg"].replace("Input should", "must")
         if problems[0]["type"] == "too_short":
             said = f"must name at least one {name.rstrip('s')}"
-        raise ValueError(f"{path}: {name} {said}, not {problems[0]['input']!r}") from error
+        raise ValueError(f"{path}: {name} {said}, not {files.few([problems[0]['input']])!r}") from error
 
 
 def _listed(value):
@@ -160,14 +174,14 @@ def _anchored(settings):
     def placed(where, mark):
         kind, found, place = where.partition(mark)
         known = not found or kind.startswith("scenes") or place in registry()["weights"]
-        return where if known else f"{kind}{found}{files.REPOSITORY / Path(place).expanduser()}"
+        return where if known else f"{kind}{found}{files.REPOSITORY / files.place(place)}"
 
     masks = {name: placed(where, "=") for name, where in settings["masks"].items()}
     root = settings["root"]
     if root and all(part.partition("=")[0].strip() in REGISTRY for part in root.split(",")):
         root = ",".join(placed(part.strip(), "=") for part in root.split(","))
     elif root:
-        root = str(files.REPOSITORY / Path(root).expanduser())
+        root = str(files.REPOSITORY / files.place(root))
     pairs = settings["pairs"] and placed(settings["pairs"], ":")
     return settings | {"root": root, "pairs": pairs, "masks": masks}
 
@@ -175,10 +189,10 @@ def _anchored(settings):
 def checked(run, path):
     for name in run.datasets:
         if name not in REGISTRY:
-            raise ValueError(f"{path}: no dataset {name!r}; there are {', '.join(REGISTRY)}")
+            raise ValueError(f"{path}: no dataset {files.few([name])!r}; there are {', '.join(REGISTRY)}")
     if run.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
-            f"{path}: device {run.device!r}, but torch sees no CUDA device here; -p device cpu runs "
+            f"{path}: device {files.few([run.device])!r}, but torch sees no CUDA device here; -p device cpu runs "
             "without one"
         )
     return run

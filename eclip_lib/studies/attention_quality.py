@@ -1,6 +1,7 @@
 """Notebook 02, first half: how well attention finds objects, without labels (Fig. 2)."""
 
 import json
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +14,7 @@ from ..datasets import examples
 from ..evaluation import batches, best_iou, in_words, mean_interval, score_contrast
 from ..method import itsm
 from ..networks import demo
-from ..networks.attention import GRID, ClipAttention
+from ..networks.attention import GRID, ClipAttention, mask_identity
 
 
 def attention_quality(masks, clip, dataset, workers=0, batch_size=50):
@@ -58,6 +59,16 @@ def mask_table(quality, seed=0):
                 line |= dict(zip((value, f"{value}_low", f"{value}_high"), numbers, strict=True))
             lines.append(line | {"dataset": dataset})
     return pd.DataFrame(lines)
+
+
+def quality_in(run, masks, clip):
+    """{dataset: `attention_quality`} of a run, measured once."""
+    found, known = {}, {name: mask_identity(mask) for name, mask in masks.items()}
+    for name in run.datasets:
+        dataset = run.load_dataset(name)
+        measure = partial(attention_quality, masks, clip, dataset, run.workers, run.batch_size)
+        found[name] = run.once("attention_quality", [clip, dataset, known], measure)
+    return found
 
 
 def mask_gains(quality, learned, seed=0):

@@ -1,10 +1,13 @@
 """Notebook 06: every method on every network and dataset, tables with paired intervals (Tables 1, 2, 4; Figs.
 1, 7, 8, 11 to 13)."""
 
+from functools import partial
+
 import pandas as pd
 import torch
 from torch.utils.benchmark import Timer
 
+from .. import files
 from ..evaluation import batches, bootstrap, class_mean, gains, interval, prompts, recognize
 from ..evaluation import table as summary_table
 from ..evaluation.statistics import VALUES
@@ -136,59 +139,64 @@ def table_4(run):
     """Table 4: mAP in % of CLIP, RCLIP and ECLIP (CLIP's class token and own pair in all three), and of the
     same network trained from random weights on the small caption set, where there is one; one line a network,
     dataset and method."""
-    lines = []
+    parts = []
     for network in run.networks:
         scratch = demo.scratch(network) if run.pretrained == "default" else None
+        clip, small = run.load_clip(network), scratch and run.load_clip(network, scratch)
+        pair = files.digest(run.load_pair(clip)) if has_pair(run) else None
         for name in run.datasets:
-            dataset, clip = run.load_dataset(name), run.load_clip(network)
-            scores, _, value = recognize(dataset, clip, run.workers, run.batch_size)
-            lines.append({"dataset": name, "method": "CLIP", "mAP": value, "network": clip.title})
-            if has_pair(run):
-                run.load_pair(clip)  # ECLIP's pair is read, and changes nothing of the class token's scores
-            again, _, value = recognize(dataset, clip, run.workers, run.batch_size)
-            same = bool((again == scores).all())
-            for method in ("RCLIP", "ECLIP") if has_pair(run) else ("RCLIP",):
-                lines.append(
-                    {
-                        "dataset": name,
-                        "method": method,
-                        "mAP": value,
-                        "identical": same,
-                        "network": clip.title,
-                    }
-                )
-            if scratch:
-                small = run.load_clip(network, scratch)
-                value = recognize(dataset, small, run.workers, run.batch_size)[2]
-                method = f"CLIP from random weights, {run.pairs}"
-                lines.append({"dataset": name, "method": method, "mAP": value, "network": clip.title})
+            dataset = run.load_dataset(name)
+            about = [clip, dataset, small, pair, run.pairs]
+            parts.append(run.once("table_4", about, partial(_recognition, run, network, dataset, small)))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _recognition(run, network, dataset, small):
+    clip = run.load_clip(network)  # afresh: no pair was read beside it
+    scores, _, value = recognize(dataset, clip, run.workers, run.batch_size)
+    line = {"dataset": dataset.name, "network": clip.title}
+    lines = [line | {"method": "CLIP", "mAP": value}]
+    if has_pair(run):
+        run.load_pair(clip)  # ECLIP's pair is read, and changes nothing of the class token's scores
+    again, _, value = recognize(dataset, clip, run.workers, run.batch_size)
+    after = {"mAP": value, "identical": bool((again == scores).all())}
+    lines += [line | after | {"method": method} for method in ("RCLIP", "ECLIP")[: 1 + has_pair(run)]]
+    if small:
+        value = recognize(dataset, small, run.workers, run.batch_size)[2]
+        lines.append(line | {"method": f"CLIP from random weights, {run.pairs}", "mAP": value})
     return pd.DataFrame(lines, columns=["dataset", "method", "mAP", "identical", "network"])
 
 
-@torch.no_grad()
 def map_statistics(run, methods, limit=100):
     """Fig. 11 in numbers, on the coarse and the fine ViT: `likeness` of the maps of two classes present in
     one image (Pearson correlation), `roughness` (mean step between neighbouring cells of the map at 28x28,
     where every grid is compared), with 95 % intervals; images with two classes or more. A dataset without any
     has no line."""
-    lines = []
+    parts = []
     for network in vits(run):
         clip = run.load_clip(network)
         found = explainers_of(run, clip, methods)
         for name in run.datasets:
             dataset = run.load_dataset(name, min(limit, run.limit or limit))
-            text, sums = prompts(dataset, clip), {method: [] for method in methods}
-            for batch in batches(dataset, clip, run.batch_size, run.workers, f"maps of {network} on {name}"):
-                batch = batch.with_at_least(2)
-                if len(batch):
-                    index = _first_two(batch, dataset.classes)
-                    for method, explain in found.items():
-                        sums[method].append(_likeness_and_roughness(maps(explain, batch.images, text, index)))
-            grid = clip.model.visual.grid_size[0]
-            for method, parts in sums.items():
-                if parts:
-                    line = {"dataset": name, "network": clip.title, "method": method, "grid": grid}
-                    lines.append(line | _with_intervals(torch.cat(parts).double().cpu()))
+            about, measure = [clip, dataset, *found.values()], partial(_statistics, run, clip, dataset, found)
+            parts.append(run.once("map_statistics", about, measure))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+@torch.no_grad()
+def _statistics(run, clip, dataset, found):
+    text, sums, lines = prompts(dataset, clip), {method: [] for method in found}, []
+    for batch in batches(dataset, clip, run.batch_size, run.workers, "maps of two classes"):
+        batch = batch.with_at_least(2)
+        if len(batch):
+            index = _first_two(batch, dataset.classes)
+            for method, explain in found.items():
+                sums[method].append(_likeness_and_roughness(maps(explain, batch.images, text, index)))
+    grid = clip.model.visual.grid_size[0]
+    for method, parts in sums.items():
+        if parts:
+            line = {"dataset": dataset.name, "network": clip.title, "method": method, "grid": grid}
+            lines.append(line | _with_intervals(torch.cat(parts).double().cpu()))
     return pd.DataFrame(lines)
 
 

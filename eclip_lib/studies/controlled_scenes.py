@@ -1,6 +1,7 @@
 """Notebook 04, what only a rendered world allows: the same objects, one thing changed at a time."""
 
 from dataclasses import replace
+from functools import cache, partial
 
 import pandas as pd
 
@@ -41,6 +42,7 @@ def _scene(index, count, radius, level):
     return Example(f"{index:06d}", scene.image, scene.masks)
 
 
+@cache
 def conditions(count=100):
     """{experiment: {condition: dataset of `count` scenes}}, the same objects in every condition of an
     experiment.
@@ -62,17 +64,22 @@ def conditions(count=100):
 def controlled_table(run, count=100):
     """Shifted channels (%) and mSC (%) in every one of the `conditions`, with 95 % intervals over scenes, for
     the run's demo networks: rendered scenes say nothing about a network of photographs."""
-    networks, lines = [network for network in run.networks if network in demo.NETWORKS], []
-    made = conditions(count) if networks else {}
-    for network in networks:
+    parts = []
+    for network in filter(demo.NETWORKS.__contains__, run.networks):
         clip = run.load_clip(network)
-        for experiment, datasets in made.items():
-            for condition, dataset in datasets.items():
-                rows = shift_rows(dataset, clip, batch_size=run.batch_size, ablate=False)
-                line = {"experiment": experiment, "condition": condition, "network": clip.title}
-                for value, column in (("shifted", shifted_share(rows)), ("mSC", 100 * rows["mSC"])):
-                    line |= dict(
-                        zip((value, f"{value}_low", f"{value}_high"), mean_interval(column), strict=True)
-                    )
-                lines.append(line)
+        measure = partial(_controlled, clip, count, run.batch_size)
+        parts.append(run.once("controlled", [clip, count], measure).assign(network=clip.title))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _controlled(clip, count, batch_size):
+    lines = []
+    for experiment, datasets in conditions(count).items():
+        for condition, dataset in datasets.items():
+            rows = shift_rows(dataset, clip, batch_size=batch_size, ablate=False)
+            line = {"experiment": experiment, "condition": condition, "network": clip.title}
+            for value, column in (("shifted", shifted_share(rows)), ("mSC", 100 * rows["mSC"])):
+                three = mean_interval(column)
+                line |= dict(zip((value, f"{value}_low", f"{value}_high"), three, strict=True))
+            lines.append(line)
     return pd.DataFrame(lines)

@@ -1,12 +1,16 @@
 """Notebook 06, controls: does a map say where the *named* object is, or where any object is?"""
 
+from functools import partial
+
 import pandas as pd
 import torch
 
+from .. import files
 from ..evaluation import batches, counts, mean_interval, prompts, score_contrast, table
 from ..explainers import FeatureMap, Shared, maps, named
 from ..method import itsm
-from ..networks.attention import GRID, center_prior, noise, pixel_saliency
+from ..networks.attention import GRID, center_prior, mask_identity, noise, pixel_saliency
+from .benchmarks import LATER, TABLE_2, explainers_of, vits
 
 BASELINES = {"pixel saliency": pixel_saliency, "centre": center_prior, "noise": noise}
 
@@ -18,6 +22,7 @@ def text_free(clip, mask):
         cells = mask(clip.to_rgb(images).clamp(0, 1)).unflatten(1, getattr(mask, "grid", GRID))
         return cells[:, None].expand(-1, len(text), -1, -1)
 
+    explain.identity = [*mask_identity(mask), files.code_digest("studies/controls.py")]
     return explain
 
 
@@ -30,6 +35,20 @@ def less_the_mean(explain):
     if isinstance(explain, FeatureMap):
         return FeatureMap(explain.clip, lambda features, text: centred(explain.of_features(features, text)))
     return lambda images, text: centred(explain(images, text))
+
+
+def rows_in(run, limit=100):
+    """`control_rows` of every method on the coarse and the fine ViT and the run's datasets, measured once."""
+    parts = []
+    for network in vits(run):
+        clip = run.load_clip(network)
+        found = explainers_of(run, clip, TABLE_2 + LATER)
+        for name in run.datasets:
+            dataset = run.load_dataset(name, min(limit, run.limit or limit))
+            measure = partial(control_rows, dataset, clip, found, run.workers, run.batch_size)
+            part = run.once("controls", [clip, dataset, *found.values()], measure)
+            parts.append(part.assign(dataset=name, network=clip.title))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 @torch.no_grad()
@@ -77,6 +96,8 @@ def _absent(present, classes, start):
 def control_table(rows):
     """Means over images with 95 % intervals, one line a dataset, network and method; `text`: own less absent,
     paired: how much of the contrast hangs on the text."""
+    if rows.empty:
+        return rows
     rows, lines = rows.assign(text=rows["own"] - rows["absent"]), []
     for (name, network, method), part in rows.groupby(["dataset", "network", "method"], sort=False):
         line = {"dataset": name, "network": network, "method": method}

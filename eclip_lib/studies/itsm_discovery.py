@@ -1,6 +1,8 @@
 """Notebook 01: what CLIP's own map looks like and how opposite it is (Figs. 1, 6, 10 and the CLIP rows of
 Table 1)."""
 
+from functools import partial
+
 import pandas as pd
 import torch
 
@@ -31,11 +33,18 @@ def evaluate_all(run):
     for network in run.networks:
         clip = run.load_clip(network)
         for name in run.datasets:
-            shares = []
-            keep = lambda *scored, shares=shares: shares.append(pixel_shares(*scored).cpu())  # noqa: E731
-            rows.append(run.evaluate(clip, name, {"clip": explainer("clip", clip)}, observe=keep))
-            histograms[network, name] = torch.cat(shares).nanmean(0).numpy()
+            dataset = run.load_dataset(name)
+            found = run.once("histogram", [clip, dataset], partial(_histogram, run, clip, dataset))
+            histograms[network, name] = found.to_numpy()
+            rows.append(run.evaluate(clip, dataset, {"clip": explainer("clip", clip)}))
     return pd.concat(rows, ignore_index=True), histograms
+
+
+def _histogram(run, clip, dataset):
+    shares = []
+    keep = lambda *scored: shares.append(pixel_shares(*scored).cpu())  # noqa: E731
+    run.evaluate(clip, dataset, {"clip": explainer("clip", clip)}, observe=keep)
+    return pd.DataFrame(torch.cat(shares).nanmean(0).numpy())
 
 
 def clip_table(run, rows):

@@ -4,7 +4,7 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .. import plots
+from .. import files, plots
 from ..datasets import examples
 from ..evaluation import counts, gains, over_trainings, recognize, table, trainings_apart
 from ..explainers import explainer
@@ -58,10 +58,17 @@ def views_study(run, clip, models, count=500, batch_size=64):
     )
 
 
-def recognition(run, clip):
-    """Class-token scores of the first dataset (Eq. 3) and their mAP in %, as (bytes of the scores, mAP)."""
-    scores, _, value = recognize(run.load_dataset(run.datasets[0]), clip, run.workers, run.batch_size)
-    return scores.tobytes(), value
+def recognition(run, clip, after=None):
+    """Class-token scores of the first dataset (Eq. 3) and their mAP in %, as (digest of the scores, mAP).
+    `after`: the pair that was trained since; before and after are measured each by itself, once a run."""
+    dataset = run.load_dataset(run.datasets[0])
+
+    def measure():
+        scores, _, value = recognize(dataset, clip, run.workers, run.batch_size)
+        return pd.DataFrame([{"scores": f"sha {files.digest(scores.tobytes())}", "mAP": value}])
+
+    about = [clip, dataset, after and files.digest(after)]
+    return tuple(run.once("recognition", about, measure).iloc[0])
 
 
 def verdict(gained, views=None):

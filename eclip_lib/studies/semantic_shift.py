@@ -1,6 +1,8 @@
 """Notebook 04: how many channels shift, and does shift explain the opposite map? (Appendix A, Figs. 4 and 9,
 Table 5)"""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import torch
@@ -50,6 +52,19 @@ def shift_rows(dataset, clip, projection=None, workers=0, batch_size=32, ablate=
             table[name] = _contrasts(cells, batch, dataset.classes)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def rows_in(run):
+    """`shift_rows` of a run's networks on its datasets, measured once; `shifted`: share of the channels (%)."""
+    parts = []
+    for network in run.networks:
+        clip = run.load_clip(network)
+        for name in run.datasets:
+            dataset, options = run.load_dataset(name), {"workers": run.workers, "batch_size": run.batch_size}
+            measure = partial(shift_rows, dataset, clip, seed=run.seed, **options)
+            part = run.once("shift", [clip, dataset, run.seed], measure)
+            parts.append(part.assign(dataset=name, network=clip.title))
+    return pd.concat(parts, ignore_index=True).assign(shifted=shifted_share)
 
 
 def _share(objects, void):
