@@ -167,10 +167,12 @@ class CacheJob:
         for note in filter(None, notes.values()):
             left_out.merge(note["skipped"])
         good = {n: note for n, note in notes.items() if note and note["pairs"] and shards.path(n).exists()}
-        place = self.about["pairs"].get("path") or self.about["pairs"].get("folder") or "the pairs"
+        if not good and failed:
+            raise ValueError(failed[0] + (f" ({len(failed) - 1} more like it)" if failed[1:] else ""))
         if not good:
-            reasons = "; ".join([*failed, *([str(left_out)] if left_out.count else [])])
-            raise ValueError(f"no image of {place} could be read: {reasons or 'it is empty'}"[:280])
+            place = self.about["pairs"].get("path") or self.about["pairs"].get("folder") or "the pairs"
+            why = f"{left_out.worst}; mend or replace it" if left_out.count else "it is empty"
+            raise ValueError(f"no image of {files.few([Path(place).name])} could be read: {why}")
         if left_out.count and view == 0:
             total = left_out.count + sum(note["pairs"] for note in good.values())
             warnings.warn(f"{left_out.count} of {total} pairs were skipped: {left_out}", stacklevel=3)

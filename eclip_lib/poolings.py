@@ -6,6 +6,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from . import files
 from .datasets.pair_views import LeftOut, PairViews, augmentation, usable
 from .method import METHODS, pool
 from .networks.attention import SelfAttention, resize_attention
@@ -27,7 +28,7 @@ class Pooling:
     def __post_init__(self):
         if self.method not in METHODS or (self.method == "masked_max") != (self.mask is not None):
             raise ValueError(
-                f"no pooling {str(self)!r}; there are {', '.join(METHODS)}, the last as masked_max:NAME "
+                f"no pooling {files.few([self])!r}; there are {', '.join(METHODS)}, the last as masked_max:NAME "
                 "of a mask"
             )
 

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import eclip_lib as eclip
-from eclip_lib import cli
+from eclip_lib import cli, files
 from eclip_lib.networks import demo
 
 RED = Image.new("RGB", (40, 30), (200, 30, 30))
@@ -191,6 +191,7 @@ def whole(tmp_path_factory):
     (tmp_path / "shards" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     (tmp_path / "shards" / "config.json").write_text('{"vision_config": "none", "model_cfg": 3}')
     eclip.load_clip("scenes-ViT-32").projection.save(tmp_path / "pair.safetensors")
+    files.write(tmp_path / "run" / "tables" / "table_1.csv", "mIoU\n1\n")
     for name, content in TABLES.items():
         (tmp_path / name).write_bytes(content)
     whole = {"1.jpg": JPEG, "1.txt": b"a circle", "2.v1.gif": GIF, "2.v1.json": b'{"caption": "a star"}'}
@@ -320,6 +321,8 @@ an output that cannot be | explain {}/red.png circle --out {}/red.png/out.png | 
 scores in a folder that is not there | Explain --json {}/new/s.json --npz {}/other/maps.npz | prints out.png
 an unknown network | Explain --network ViT-B-61 | no network 'ViT-B-61'; near: .*ViT-B-16
 an unknown method | Explain --method gradcam | no method 'gradcam'
+a method of 10,000 characters | Explain --method "{long}" | no method 'circle .*'; there are clip, rclip
+a checkpoint of 10,000 characters | Explain --pretrained "{long}" | no bundled checkpoint 'circle .*'; it has seed0
 a method that needs a pair | Explain --pretrained {}/other.safetensors --method eclip | needs --projection
 a pair for a method without | Explain --projection {}/pair.safetensors | no other method takes one
 a pair of another | Explain --network scenes-RN --method eclip --projection {}/pair.safetensors | made for
@@ -327,6 +330,7 @@ a pair that is a checkpoint | Explain --method eclip --projection {}/nan.safeten
 another input size | Explain --size 224x448 | prints out.png
 an input size that does not divide | Explain --size 225 | input of 225x225 does not divide into cells of 32x32
 an input size that is none | Explain --size big | --size is a side
+an input size of 10,000 characters | Explain --size "{long}" | --size is a side, .* not 'circle .*'
 no GPU here | Explain --device cuda | cuda
 an unknown device | Explain --device gpu | no device 'gpu'
 a device of another machine | Explain --device mps | device 'mps', but torch sees no Metal device
@@ -414,11 +418,20 @@ a shard | Train web:{}/whole.tar | prints 2 pairs.*3 of 5 .* 1 without a picture
 a shard cut off | Train web:{}/cut.tar | cut.tar is not a whole tar file
 a shard cut between files | Train web:{}/ended.tar | ended.tar is not a whole tar file
 a shard cut off beside a whole one | Train web:{}/*.tar | prints 2 pairs.*cut.tar is not a whole tar
+shards that are all cut off | Train web:{}/{cut,ended}.tar | cut.tar is not a whole tar file .* \(1 more like it\)
 a batch larger than the data | Train scenes:6 --batch-size 4096 | prints 6 pairs
 no epochs | Train scenes:6 --epochs 0 | epochs
 a pair in a folder that is not there | train scenes:6 {}/new/pair.safetensors | prints 6 pairs
 a pair where a file is in the way | train scenes:6 {}/red.png/pair.safetensors | red.png
 a profile that is not there | reproduce --profile {}/none.yaml | no profile
+a profile of nobody's | reproduce --profile ~nobody/mine.yaml | no profile '~nobody/mine.yaml'
+a profile's name of 10,000 characters | reproduce --profile "{long}" | no profile 'circle .*'; there are demo
+a setting that is none | reproduce --set "{long}=1" | a profile has no parameter 'circle .*'; it has networks
+a dataset of 10,000 characters | reproduce --datasets "{long}" | no dataset 'circle .*'; there are voc2012
+a run over the notebooks | reproduce --figure 5 --out {repository} | 05_mmp_training.ipynb is an input and would be
+a run among the notebooks | reproduce --figure 5 --out {repository}/notebooks | lies in the repository's own notebooks
+a run among the results | reproduce --figure 5 --out {repository}/results/mine | lies in the repository's own results
+a run promoted onto itself | promote --partial --out {}/run --into {}/run | table_1.csv is an input and would be
 a figure nobody makes | reproduce --figure 77 | no notebook makes figure_77
 """
 CASES = {line.split(" | ")[0]: line.split(" | ", 2)[1:] for line in CASES.strip().splitlines()}
@@ -442,6 +455,7 @@ def test_commands(name, place, monkeypatch, capsys):
         out = words.pop(2) if word == "train" else "{}/p.safetensors"
         words = ["train", words[1], out, *TRAIN, *words[2:]]
     filled = [word.replace("{}", str(place)).replace("{long}", "circle " * 1500) for word in words]
+    filled = [word.replace("{repository}", str(files.REPOSITORY)) for word in filled]
     said, printed = run(monkeypatch, *filled), capsys.readouterr()
     if message.startswith("prints "):
         assert said is None and re.search(message[7:], f"{printed.out} {printed.err}".replace("\n", " "))

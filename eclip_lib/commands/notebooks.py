@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from .. import files, progress
 from ..experiment import load_profile
 from ..files import REPOSITORY
-from ..networks import checkpoints
 from ..profiles import INCIDENTAL, Profile
 from . import preflight
 
@@ -106,7 +105,11 @@ def inputs(run):
     reach with its data files, the demo's models, weights, datasets and pairs."""
     library = [p for p in sorted(LIBRARY.rglob("*")) if p.suffix in (".yaml", ".tsv")]
     demo = sorted((REPOSITORY / "data" / "demo").glob("*"))
-    contents = [*library, *(p for p in demo if p.suffix in (".safetensors", ".gz", ".json")), *_weights(run)]
+    contents = [
+        *library,
+        *(p for p in demo if p.suffix in (".safetensors", ".gz", ".json")),
+        *preflight.weights(run),
+    ]
     digests = [[p.name, files.digest(p)] for p in contents if p.is_file()]
     code = files.code_digest(*(p.name for p in sorted(LIBRARY.iterdir()) if _reachable(p)))
     settings = run.model_dump(mode="json", exclude={"out", "changed", "saved", *INCIDENTAL})
@@ -126,19 +129,6 @@ def results_read(run, path):
 def _reachable(path):
     inside = path.is_dir() and any(path.glob("*.py"))
     return (inside or path.suffix == ".py") and path.name not in ("commands", "cli.py")
-
-
-def _weights(run):
-    """The files of weights that a run names, or that are registered for its networks and masks."""
-    words = [run.pretrained, run.projection, *(where.partition("=")[2] for where in run.masks.values())]
-    named = [Path(word).expanduser() for word in words if word and checkpoints.is_path(word)]
-    named += [file for folder in named for file in sorted(folder.glob("*.safetensors"))]
-    tag = "openai" if run.pretrained == "default" else run.pretrained
-    known = [checkpoints.registered(network, tag) for network in run.networks]
-    known += [checkpoints.registered(where.partition("=")[0], "dino") for where in run.masks.values()]
-    known += [word for word in words if word in checkpoints.registry()["weights"]]
-    known += [f"{network}.json" for network in run.networks]  # its configuration, where it is one's own
-    return named + [checkpoints.folder() / name for name in known if name]
 
 
 def _state(run, name):
@@ -166,6 +156,7 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
     parameters["part"] = ""
     run = load_profile(profile, **parameters)
     training = any(map(trains, only or notebooks(run)))
+    preflight.require_free(run, only or notebooks(run), training)
     if dropped := preflight.left_out(run, training, go_on, tqdm.write):
         parameters["dropped"] = dropped
         run = load_profile(profile, **parameters)

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 import yaml
 
+from .. import files
+
 
 def about(text):
     """An option, by what it is."""
@@ -70,12 +72,12 @@ def _set(words):
     for word in words:
         name, mark, value = word.partition("=")
         if not mark:
-            raise ValueError(f"--set takes NAME=VALUE, like training.epochs=3, not {word!r}")
+            raise ValueError(f"--set takes NAME=VALUE, like training.epochs=3, not {files.few([word])!r}")
         outer, _, inner = name.partition(".")
         try:
             value = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ValueError(f"--set {word!r}: the value is not readable YAML") from error
+            raise ValueError(f"--set {files.few([word])!r}: the value is not readable YAML") from error
         found[outer] = found.get(outer, {}) | {inner: value} if inner else value
     return found
 
@@ -84,5 +86,7 @@ def size_of(text):
     """ "336" or "336x448" -> (height, width). Raises ValueError."""
     sides = (text or "").lower().split("x")
     if text and not (len(sides) <= 2 and all(side.isdecimal() for side in sides)):
-        raise ValueError(f"--size is a side, or height x width, like 336 or 336x448, not {text!r}")
+        raise ValueError(
+            f"--size is a side, or height x width, like 336 or 336x448, not {files.few([text])!r}"
+        )
     return (int(sides[0]), int(sides[-1])) if text else None

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import files
 from ..networks import checkpoints
 
 SOME = r"present.*|partial: \d+ of \d+ images"  # what can be run
@@ -57,7 +58,7 @@ def _named(run):
     known, found = checkpoints.registry()["weights"], []
     for word, parts in named:
         file = word and word not in known and Path(word).suffix in checkpoints.SUFFIXES
-        if file and not Path(word).expanduser().is_file():
+        if file and not files.place(word).is_file():
             found.append(Lack(f"the file of {', '.join(parts)}", word, "", parts))
     return found
 
@@ -89,3 +90,32 @@ def _obtained(file, say):
     except (OSError, ValueError) as error:
         say(" ".join(str(error).split()))
         return False
+
+
+# ---------------------------------------------------------------------- what it reads and writes
+
+
+def weights(run):
+    """The files of weights that a run names, or that are registered for its networks and masks."""
+    words = [run.pretrained, run.projection, *(where.partition("=")[2] for where in run.masks.values())]
+    named = [files.place(word) for word in words if word and checkpoints.is_path(word)]
+    named += [file for folder in named for file in sorted(folder.glob("*.safetensors"))]
+    tag = "openai" if run.pretrained == "default" else run.pretrained
+    known = [checkpoints.registered(network, tag) for network in run.networks]
+    known += [checkpoints.registered(where.partition("=")[0], "dino") for where in run.masks.values()]
+    known += [word for word in words if word in checkpoints.registry()["weights"]]
+    known += [f"{network}.json" for network in run.networks]  # its configuration, where it is one's own
+    return named + [checkpoints.folder() / name for name in known if name]
+
+
+def require_free(run, books, training):
+    """A run writes over nothing that is committed, nor over what it reads. Raises ValueError, OSError."""
+    for place in (files.REPOSITORY / "notebooks", files.REPOSITORY / "results"):
+        if run.out.resolve().is_relative_to(place):
+            raise ValueError(
+                f"--out {files.few([run.out])} lies in the repository's own {place.name}, which runs are compared "
+                "with; name a folder of its own, like runs/mine"
+            )
+    outputs = [run.out / "notebooks" / path.name for path in books] + [run.record.path]
+    outputs += [run.path("pairs", f"{network}-ECLIP") for network in run.networks if training]
+    files.require_free(outputs, [*books, *weights(run)])

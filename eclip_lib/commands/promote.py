@@ -24,23 +24,23 @@ def promote(profile="demo", out=None, into=None, partial=False):
     Raises FileNotFoundError where nothing is there, ValueError where the run is not whole; `partial` copies it
     all the same, and marks its `run.json`."""
     run = load_profile(profile, device="cpu", out=out)
-    into = files.REPOSITORY / "results" / run.name if into is None else Path(into).expanduser()
+    into = files.REPOSITORY / "results" / run.name if into is None else files.place(into)
     found = [path for kind, suffix in KINDS.items() for path in (run.out / kind).glob(f"[!.]*.{suffix}")]
     if not found:
         raise FileNotFoundError(
             f"nothing to promote in {run.out}; run `eclip reproduce --profile {profile}` first"
         )
-    facts, copied = run.record.read(), []
+    facts = run.record.read()
     wrong = shortcomings(run, facts)
     if wrong and not partial:
         raise ValueError(
             f"{run.out} is no whole run of profile {run.name}: {'; '.join(wrong)[:180]}; finish it, or add "
             "--partial, which marks it"
         )
-    for source in sorted([*found, *run.out.glob("report.*")]):
-        target = into / source.relative_to(run.out)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        copied.append(shutil.copyfile(source, target))
+    sources = sorted([*found, *run.out.glob("report.*")])
+    targets = [into / source.relative_to(run.out) for source in sources]
+    files.require_free([*targets, into / "run.json"], [*sources, run.out / "run.json"])
+    copied = [shutil.copyfile(*both) for both in zip(sources, targets, strict=True)]
     note = files.as_json(facts | ({"partial": wrong} if wrong else {}))
     files.write(into / "run.json", note.replace(f"{files.REPOSITORY}/", ""))
     return [*copied, into / "run.json"]

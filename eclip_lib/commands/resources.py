@@ -147,11 +147,11 @@ def fetch(name, root):
     about = (known["datasets"] | known["pairs"]).get(name)
     if about is None:
         names = ", ".join([*known["datasets"], *known["pairs"], *known["weights"]])
-        raise ValueError(f"nothing known of {name!r}; there are {names}")
+        raise ValueError(f"nothing known of {files.few([name])!r}; there are {names}")
     if "files" not in about:
         steps = about["steps"].format(root=root)
         return f"{name} cannot be downloaded by a program alone ({about['licence']}):\n{steps}"
-    root = Path(root).expanduser()
+    root = files.place(root)
     todo = [file for file in about["files"] if not _as_it_came(file, root)]
     # an archive and what comes out of it lie side by side for a while
     downloads.require_space(root, 2 * sum(file["bytes"] for file in todo), name)

@@ -87,11 +87,17 @@ class LeftOut:
     def count(self):
         return sum(about["count"] for about in self.reasons.values())
 
+    @property
+    def worst(self):
+        """The most frequent reason, in words."""
+        return self._told(max(self.reasons, key=lambda reason: self.reasons[reason]["count"]))
+
+    def _told(self, reason):
+        found = self.reasons[reason]
+        return f"{found['count']} {reason} ({files.few(found['first'], found['count'])})"
+
     def __str__(self):
-        told = {reason: files.few(r["first"], r["count"]) for reason, r in self.reasons.items()}
-        return "; ".join(
-            f"{self.reasons[reason]['count']} {reason} ({first})" for reason, first in told.items()
-        )
+        return "; ".join(map(self._told, self.reasons))
 
 
 def usable(items, left_out):

@@ -71,7 +71,7 @@ def explainer(method: str, clip, **options) -> Callable:
     bi_model and legrad layers=. Raises ValueError for an unknown method, or one that does not fit the
     network."""
     if method not in REGISTRY:
-        raise ValueError(f"no method {method!r}; there are {', '.join(REGISTRY)}")
+        raise ValueError(f"no method {files.few([method])!r}; there are {', '.join(REGISTRY)}")
     entry = REGISTRY[method]
     if not isinstance(
         entry, Method

@@ -87,13 +87,13 @@ def is_path(pretrained):
         isinstance(pretrained, Path)
         or Path(pretrained).suffix in SUFFIXES
         or "/" in pretrained
-        or Path(pretrained).is_file()
+        or os.path.isfile(pretrained)  # False for what no file can be called
     )
 
 
 def files_of(*words):
     """The files of weights that a user named, one by one or by their folders; a tag has none."""
     paths = [files.place(word) for word in words if word]
-    inside = (file for path in paths if path.is_dir() for file in path.iterdir())
-    named = [path for path in paths if path.is_file()]
+    inside = (file for path in paths if os.path.isdir(path) for file in path.iterdir())
+    named = [path for path in paths if os.path.isfile(path)]  # False for what no file can be called
     return [*named, *(file for file in inside if file.suffix in SUFFIXES)]

@@ -78,7 +78,7 @@ def checkpoint(network, tag="default"):
         tag = tags[0]
     if tag not in tags:
         raise ValueError(
-            f"{network} has no bundled checkpoint {tag!r}; it has {tags}. A path or None (random "
+            f"{network} has no bundled checkpoint {files.few([tag])!r}; it has {', '.join(tags)}. A path or None (random "
             "weights) works too."
         )
     return FOLDER / f"{network}-{tag}.safetensors"

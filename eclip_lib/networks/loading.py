@@ -95,7 +95,7 @@ def require_device(device):
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not here.get(kind):
         name = {"cuda": "CUDA", "mps": "Metal"}.get(kind, kind)
-        raise ValueError(f"device {device!r}, but torch sees no {name} device here; write cpu")
+        raise ValueError(f"device {files.few([device])!r}, but torch sees no {name} device here; write cpu")
 
 
 def empty_clip(network):
@@ -133,7 +133,7 @@ def _from_tag(network, tag):
             )
     except Exception as error:
         raise ValueError(
-            f"the weights {tag!r} of {network} are neither in the cache nor could they be downloaded; "
+            f"the weights {files.few([tag])!r} of {network} are neither in the cache nor could they be downloaded; "
             "give `pretrained` the "
             f"path of a local checkpoint, or None for random weights ({str(error).splitlines()[0]})"
         ) from error
