@@ -262,7 +262,7 @@ def test_unlocking_goes_on_where_it_was_broken_off(clip, tmp_path, monkeypatch):
         unlock(tmp_path)
     assert unlock(tmp_path) == unlock(tmp_path) == whole
     assert parts == [0, 4, 8, 0, 4, 4, 8]  # the fourth was done, the fifth broken off
-    unlock(tmp_path, seed=1), parts.clear()
+    unlock(tmp_path, epochs=1), parts.clear()
     assert unlock(tmp_path) == whole and not parts  # another training left its state alone
 
 
