@@ -93,7 +93,7 @@ class Results(Profile):
         one, ValueError."""
         if self.projection:
             return Projection.find(self.projection, clip)
-        found = {network: self._pair_of(network) for network in [clip.network, *self.networks]}
+        found = {network: self.pair_of(network) for network in [clip.network, *self.networks]}
         if found[clip.network] is None:
             lacking = ", ".join(network for network, path in found.items() if path is None)
             raise FileNotFoundError(
@@ -101,7 +101,7 @@ class Results(Profile):
             )
         return Projection.load(found[clip.network], clip)
 
-    def _pair_of(self, network):
+    def pair_of(self, network):
         """Where a network's trained pair lies, or None."""
         own, committed = (where("pairs", f"{network}-ECLIP") for where in (self.path, self.committed))
         same = set(self.compared_by) <= {"networks", "datasets", "limit"}

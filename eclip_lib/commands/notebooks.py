@@ -12,7 +12,7 @@ from pathlib import Path
 import papermill
 from tqdm.auto import tqdm
 
-from .. import files, progress
+from .. import files, progress, provenance
 from ..experiment import load_profile
 from ..files import REPOSITORY
 from ..profiles import INCIDENTAL, Profile
@@ -164,6 +164,7 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
     outcome, running = {}, {}
     waiting = sorted(only or notebooks(run), key=makes_pairs, reverse=True)  # others wait for these
     total, at_once, common = len(waiting), _at_once(run.device), inputs(run)
+    provenance.device_name(run.device)  # asked before processes are forked, in which CUDA cannot be asked
     busy = f"another `eclip reproduce` is at work in {run.out}; wait for it, or name another --out"
     with files.alone(run.out / ".lock", busy), progress.shown(), ProcessPoolExecutor(at_once) as pool:
         while waiting or running:
@@ -201,11 +202,20 @@ def make(profile, wanted, force=False, go_on=False, **parameters):
     outcome, lines that say where tables and figures are). Raises ValueError where no notebook makes one."""
     run, only = load_profile(profile, **parameters), []
     for name in wanted:
-        found = notebooks_that_make(name)
+        found = [path for path in notebooks_that_make(name) if path in notebooks(run)]
         if not found:
-            raise ValueError(f"no notebook makes {name}")
+            why = "" if run.pairs else f", as profile {run.name} trains nothing"
+            raise ValueError(f"no notebook makes {name}{why}")
         only += [path for path in found if path not in only]
-    outcome = reproduce(profile, sorted(only), force or bool(wanted), go_on, **parameters)
+    asked = run.pairs and not run.projection and any("pairs" in reads(path) for path in only)
+    if asked and not all(map(run.pair_of, run.networks)):
+        only += [path for path in notebooks(run) if makes_pairs(path) and path not in only]
+    timed = (files.read_json(REPOSITORY / "results" / run.name / "run.json") or {}).get("notebooks", {})
+    for path in only:
+        seconds = timed.get(path.stem, {}).get("seconds")
+        took = f"{seconds / 60:.1f} minutes when results/{run.name} was made" if seconds else "not timed yet"
+        tqdm.write(f"to run: {path.stem}, {took}")
+    outcome = reproduce(profile, sorted(only), force, go_on, **parameters)
     lines = []
     for kind in ("tables", "figures"):
         for path in sorted((run.out / kind).glob("[!.]*")):

@@ -116,6 +116,13 @@ def require_free(run, books, training):
                 f"--out {files.few([run.out])} lies in the repository's own {place.name}, which runs are compared "
                 "with; name a folder of its own, like runs/mine"
             )
+    known = run.record.read()
+    names = () if known.get("dropped") else ("networks", "datasets", "limit", "limit_pairs")
+    other = [name for name in names if known.get("settings", {}).get(name, own := getattr(run, name)) != own]
+    if other:
+        raise ValueError(
+            f"{files.few([run.out])} holds a run with other {', '.join(other)}; name another --out"
+        )
     outputs = [run.out / "notebooks" / path.name for path in books] + [run.record.path]
     outputs += [run.path("pairs", f"{network}-ECLIP") for network in run.networks if training]
     files.require_free(outputs, [*books, *weights(run)])

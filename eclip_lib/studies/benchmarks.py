@@ -197,7 +197,7 @@ def _statistics(run, clip, dataset, found):
         if parts:
             line = {"dataset": dataset.name, "network": clip.title, "method": method, "grid": grid}
             lines.append(line | _with_intervals(torch.cat(parts).double().cpu()))
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=None if lines else ["dataset", "network", "method"])
 
 
 def _first_two(batch, classes):

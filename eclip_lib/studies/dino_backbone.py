@@ -99,7 +99,8 @@ def unlock(
     of step, loss, seconds)."""
     about = [epochs, batch_size, lr, weight_decay, views, augment, seed, optimizer, source.about]
     about += [[source.stamp(part) for part in source.parts], clip.identity, files.digest(backbone)]
-    key = files.digest([about, files.code_digest("studies/dino_backbone.py", "networks", "datasets")])
+    code = ("studies/dino_backbone.py", "method.py", "recipe.py", "projection.py", "networks", "datasets")
+    key = files.digest([about, str(clip.device).partition(":")[0], files.code_digest(*code)])
     resume = resume and resume / f"unlocked-{key}.pt"
     torch.manual_seed(seed)
     model = clip.with_image_encoder(backbone.requires_grad_(True))
@@ -111,7 +112,6 @@ def unlock(
     kept, saved = (resume and read_state(resume, key)) or {"done": 0}, begin
     if kept["done"]:
         learned.load_state_dict(kept["learned"]), stepper.load_state_dict(kept["optimizer"])
-        torch.set_rng_state(kept["random"])
         total, lines = kept["total"], kept["lines"]
     todo = [(epoch, part) for epoch in range(epochs) for part in source.parts]
     for done, (epoch, part) in enumerate(tqdm(todo, desc=f"unlocking {backbone.name}", unit="shard"), 1):
@@ -124,7 +124,8 @@ def unlock(
             continue
         total = total or len(todo) * max(1, len(items) // batch_size)
         seen = PairViews(source, items, transform, seed, epoch % views)
-        for batch in loaded(seen, batch_size, workers, shuffle=True):
+        order = torch.Generator().manual_seed(1_000_000 * seed + done)
+        for batch in loaded(seen, batch_size, workers, shuffle=True, generator=order):
             batch = [item for item in batch if item is not None]
             if len(batch) < 2:
                 continue
@@ -142,13 +143,7 @@ def unlock(
             stepper.step()
             lines.append((epoch, step + 1, loss.item(), time.perf_counter() - begin))
         if resume and (time.perf_counter() - saved >= every or done == len(todo)):
-            state = {
-                "key": key,
-                "done": done,
-                "total": total,
-                "lines": lines,
-                "random": torch.get_rng_state(),
-            }
+            state = {"key": key, "done": done, "total": total, "lines": lines}
             state |= {"learned": learned.state_dict(), "optimizer": stepper.state_dict()}
             write_state(resume, state)
             saved = time.perf_counter()
