@@ -41,7 +41,7 @@ def test_a_profile_may_be_a_file_of_ones_own(tmp_path):
 
 
 MISTAKES = {
-    "colour: red": "unknown or missing keys .'colour'",
+    "colour: red": "unknown or missing keys colour",
     "networks: []": "at least one network",
     "batch_size: 0": "batch_size must be",
     "batch_size: many": "batch_size must be",
