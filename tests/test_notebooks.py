@@ -52,11 +52,13 @@ def test_what_is_done_is_skipped_until_something_changes(house):
     again = notebooks.reproduce(out=out)
     assert again["00_first"] == again["02_last"] == "skipped" and again["01_broken"].startswith("failed")
     only = [house / "notebooks" / "00_first.ipynb"]
-    assert notebooks.reproduce(out=out, only=only, limit=3) == {"00_first": "done"}
-    assert notebooks.reproduce(out=out, only=only, limit=3) == {"00_first": "skipped"}
-    assert notebooks.reproduce(out=out, only=only, limit=3, force=True) == {"00_first": "done"}
+    assert notebooks.reproduce(out=out, only=only, seed=3) == {"00_first": "done"}
+    assert notebooks.reproduce(out=out, only=only, seed=3) == {"00_first": "skipped"}
+    assert notebooks.reproduce(out=out, only=only, seed=3, force=True) == {"00_first": "done"}
     (house / "run" / "run.json").write_text("")  # half a note is none
-    assert notebooks.reproduce(out=out, only=only, limit=3) == {"00_first": "done"}
+    assert notebooks.reproduce(out=out, only=only, seed=3) == {"00_first": "done"}
+    with pytest.raises(ValueError, match="holds a run with other limit; name another --out"):
+        notebooks.reproduce(out=out, only=only, limit=3)
 
 
 def test_a_checkpoint_counts_by_its_content_and_a_folder_is_for_one(house):
