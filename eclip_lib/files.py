@@ -9,6 +9,8 @@ import io
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -153,6 +155,17 @@ def alone(path, otherwise=None):
             said = f"{path}: this disk knows no locks ({error.strerror}); name a folder on another one"
             raise OSError(said) from error
         yield
+
+
+def end_with(parent):
+    """End this process, which was forked from `parent`, when that one ends: it holds that one's locks."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def read_json(path):

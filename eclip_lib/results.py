@@ -42,11 +42,9 @@ class Results(Profile):
         return self.out / "parts" / self.part if self.part else self.out
 
     def path(self, kind, name):
-        """`place`/tables/name.csv, `place`/figures/name.png or `out`/pairs/name.safetensors
-        (below `place` where other pairs or settings made it)."""
+        """`place`/tables/name.csv, `place`/figures/name.png or `out`/pairs/name.safetensors."""
         suffix = {"tables": "csv", "figures": "png", "pairs": "safetensors"}[kind]
-        shared = kind == "pairs" and set(self.compared_by) <= {"networks", "datasets", "limit"}
-        return (self.out if shared else self.place) / kind / f"{name}.{suffix}"
+        return (self.out if kind == "pairs" else self.place) / kind / f"{name}.{suffix}"
 
     def committed(self, kind, name):
         """The same file as committed."""

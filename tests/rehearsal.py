@@ -183,6 +183,8 @@ class Rehearsal:
         about |= {"notebooks": {name: part["seconds"] for name, part in parts.items()}}
         for path in (self.whole / "cache").glob("*/manifest.json"):
             cache, shards = json.loads(path.read_text()), [*path.parent.glob("*.safetensors")]
+            if not shards:  # a view that has gone
+                continue
             pairs = sum(json.loads(s.with_suffix(".json").read_text())["pairs"] for s in shards)
             line = {name: cache[name] for name in ("network", "columns", "views")}
             about["caches"].append(line | {"bytes a pair": sum(s.stat().st_size for s in shards) / pairs})

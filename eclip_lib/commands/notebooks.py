@@ -105,11 +105,8 @@ def inputs(run):
     reach with its data files, the demo's models, weights, datasets and pairs."""
     library = [p for p in sorted(LIBRARY.rglob("*")) if p.suffix in (".yaml", ".tsv")]
     demo = sorted((REPOSITORY / "data" / "demo").glob("*"))
-    contents = [
-        *library,
-        *(p for p in demo if p.suffix in (".safetensors", ".gz", ".json")),
-        *preflight.weights(run),
-    ]
+    models = [p for p in demo if p.suffix in (".safetensors", ".gz", ".json")]
+    contents = [*library, *models, *preflight.weights(run)]
     digests = [[p.name, files.digest(p)] for p in contents if p.is_file()]
     code = files.code_digest(*(p.name for p in sorted(LIBRARY.iterdir()) if _reachable(p)))
     settings = run.model_dump(mode="json", exclude={"out", "changed", "saved", *INCIDENTAL})
@@ -156,8 +153,9 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
     parameters["part"] = ""
     run = load_profile(profile, **parameters)
     training = any(map(trains, only or notebooks(run)))
+    dropped = preflight.left_out(run, training, go_on, tqdm.write)
     preflight.require_free(run, only or notebooks(run), training)
-    if dropped := preflight.left_out(run, training, go_on, tqdm.write):
+    if dropped:
         parameters["dropped"] = dropped
         run = load_profile(profile, **parameters)
     given = {"profile": str(profile), **parameters, "out": str(run.out)}
@@ -166,7 +164,8 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
     total, at_once, common = len(waiting), _at_once(run.device), inputs(run)
     provenance.device_name(run.device)  # asked before processes are forked, in which CUDA cannot be asked
     busy = f"another `eclip reproduce` is at work in {run.out}; wait for it, or name another --out"
-    with files.alone(run.out / ".lock", busy), progress.shown(), ProcessPoolExecutor(at_once) as pool:
+    processes = ProcessPoolExecutor(at_once, initializer=files.end_with, initargs=[os.getpid()])
+    with files.alone(run.out / ".lock", busy), progress.shown(), processes as pool:
         while waiting or running:
             unfinished = [*waiting, *running.values()]
             ready = [p for p in waiting if not waits(p, [other for other in unfinished if other != p])]
