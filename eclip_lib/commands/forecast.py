@@ -86,6 +86,7 @@ def plan(run):
         kept = 4 * pair * (1 + len({1, 2, max(2, run.training.epochs // 4), run.training.epochs}))
         return count * 6 * (pair + batch * joint) * pairs * run.training.epochs, count * kept
 
+    features = []  # bytes of a view
     for network in run.networks:
         masks = [*run.masks, *(beyond if network == first else ())] if pairs else []
         own = views * pairs * (1 + (network == first))  # CLIP's own attention takes a pass
@@ -94,6 +95,7 @@ def plan(run):
         flops, kept = training(network, widths(network), count)
         text = views * pairs * encoder_flops(network, text=True)
         stored = pairs * bytes_of_a_pair(network, masks)
+        features.append(stored)
         line(
             network,
             encoder_flops(network),
@@ -103,7 +105,6 @@ def plan(run):
             flops + text,
             stored + kept,
         )
-    features = [row["GB"] for row in lines]
     if pairs:
         looks = views * pairs * len(run.masks)
         grid = 4 * 196 * looks  # of a ViT-B/16
@@ -114,7 +115,7 @@ def plan(run):
         stored = pairs * 4 * (3 * wide[0] + wide[1])
         flops += views * pairs * text
         line("02: backbone locked", mask, 0, views * pairs, 3 * run.trainings, flops, stored + kept)
-        features.append(lines[-1]["GB"])
+        features.append(stored)
         shipped = run.pretrained == "default" and run.networks[0] in demo.NETWORKS
         steps = 0 if shipped else views * pairs
         passing = (
@@ -125,7 +126,7 @@ def plan(run):
     table = pd.DataFrame(lines)
     total = table.drop(columns="part").sum()
     if views > 1 and pairs:  # one view of one network at a time
-        total["GB"] += max(features) - sum(features)
+        total["GB"] += (max(features) - sum(features)) / 1e9
     return pd.concat([table, pd.DataFrame([{"part": "together", **total}])], ignore_index=True)
 
 

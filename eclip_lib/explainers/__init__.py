@@ -30,7 +30,7 @@ __all__ = [
 
 class Method(NamedTuple):
     """`make`: (clip, **options) -> explainer. `name`: as the paper and its figures call it. `title`: one line
-    for lists. `backward`: whether it needs a backward pass; `networks`: which it knows."""
+    for lists. `backward`: whether it needs a backward pass."""
 
     make: Callable
     name: str

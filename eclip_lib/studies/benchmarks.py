@@ -215,9 +215,10 @@ def _likeness_and_roughness(cells):
 
 
 def _with_intervals(every):
-    mean, half = every.nanmean(0), 1.96 * every.std(0) / len(every) ** 0.5
     line = {}
-    for k, value in enumerate(("likeness", "roughness")):
-        ends = (mean[k], mean[k] - half[k], mean[k] + half[k])
+    for column, value in zip(every.T, ("likeness", "roughness"), strict=True):
+        known = column[~column.isnan()]  # a constant map is like no other
+        mean, half = known.mean(), 1.96 * known.std() / len(known) ** 0.5
+        ends = (mean, mean - half, mean + half)
         line |= dict(zip((value, f"{value}_low", f"{value}_high"), map(float, ends), strict=True))
     return line | {"images": len(every)}
