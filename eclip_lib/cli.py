@@ -1,6 +1,7 @@
 """The command line: `eclip explain | reproduce | promote | evaluate | train | data | bench`."""
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -214,6 +215,7 @@ _said: set[str] = set()
 
 def main():
     """Entry point of `eclip`: whatever goes wrong ends in one sentence. `--debug` shows where."""
+    sys.stdout.reconfigure(errors="replace")  # names of files need not be text
     debug = "--debug" in sys.argv or os.environ.get("ECLIP_DEBUG")
     sys.argv = [word for word in sys.argv if word != "--debug"]
     with warnings.catch_warnings():
@@ -240,7 +242,7 @@ def _sentence(error):
     ):
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
-        return line
+        return line if len(line) < 300 else re.sub(r"(\S{30})\S{40,}(\S{30})", r"\1…\2", line)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory: run with a smaller --batch-size, or with --device cpu"
     if "DataLoader worker" in line:

@@ -1,6 +1,7 @@
 """Training a new pair of projections on cached features (§3.3, §4.1): Eq. 9, everything else locked."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,6 +113,9 @@ class _Training:
             dist.all_reduce(mean)
             mean /= self.world
         line = {"epoch": len(self.history) + 1, "loss": float(mean), "lr": rate}  # waits for the device
+        if not math.isfinite(line["loss"]):
+            said = f"the loss is {line['loss']} in epoch {line['epoch']}"
+            raise ValueError(f"{said}; train with a smaller learning rate than {self.lr}")
         self.history.append(line | {"seconds": time.perf_counter() - begin})
 
     @property

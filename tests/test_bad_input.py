@@ -229,9 +229,24 @@ def category(**new):
     return lambda place: coco(place, lambda about: about["categories"].append(new))
 
 
+VOC_MASKS = "voc/VOCdevkit/VOC2012/SegmentationClass/*.png"
+INS_MASKS = "ins/validation-segmentation/*/*.png"
+
+
+def first_of(place, pattern):
+    return sorted(place.glob(pattern))[0]
+
+
 def voc_mask(place, mask):
-    path = sorted((place / "voc" / "VOCdevkit" / "VOC2012" / "SegmentationClass").glob("*.png"))[0]
-    Image.fromarray(mask).save(path)
+    Image.fromarray(mask).save(first_of(place, VOC_MASKS))
+
+
+def png(path, depth, kind, row):
+    """A PNG of so many bits and of one colour type, which Pillow does not write: every row the same bytes."""
+    head, rows = struct.pack(">IIBBBBB", *SIZE, depth, kind, 0, 0, 0), zlib.compress((b"\0" + row) * SIZE[1])
+    chunks = [(b"IHDR", head), (b"IDAT", rows), (b"IEND", b"")]
+    data = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(data))
 
 
 def rewrite(path, change):
@@ -240,8 +255,7 @@ def rewrite(path, change):
 
 
 def imagenet_mask(place, *colour):
-    path = sorted((place / "ins").glob("validation-segmentation/*/*.png"))[0]
-    Image.new("RGB", SIZE, colour).save(path)
+    Image.new("RGB", SIZE, colour).save(first_of(place, INS_MASKS))
 
 
 def as_words(about):
@@ -260,6 +274,8 @@ LISTING = f"{VOC}/ImageSets/Segmentation/val.txt"
 SPOILT = {  # name of a case: what is done to the place first
     "VOC: a greyscale mask": lambda p: voc_mask(p, np.full(SIZE, 3, np.uint8)),
     "VOC: a colour mask": lambda p: voc_mask(p, np.zeros((*SIZE, 3), np.uint8)),
+    "VOC: a mask of 4 bits": lambda p: png(first_of(p, VOC_MASKS), 4, 0, b"\x11" * 112),
+    "VOC: a mask saved as JPEG": lambda p: Image.new("L", SIZE, 15).save(first_of(p, VOC_MASKS), "JPEG"),
     "VOC: a mask of another size": lambda p: voc_mask(p, np.zeros((9, 9), np.uint8)),
     "VOC: a label out of range": lambda p: voc_mask(p, np.full(SIZE, 21, np.uint8)),
     "VOC: an image listed twice": lambda p: rewrite(p / LISTING, lambda t: t * 2),
@@ -290,7 +306,9 @@ SPOILT = {  # name of a case: what is done to the place first
     "COCO: a list": lambda p: coco(p, lambda a: [a]),
     "COCO: no annotations": lambda p: coco(p, lambda a: a.update(annotations=None)),
     "COCO: ids that are words": lambda p: coco(p, as_words),
+    "two shards in one file": lambda p: (p / "joined.tar").write_bytes(2 * (p / "whole.tar").read_bytes()),
     "ImageNet-S: a class id out of range": lambda p: imagenet_mask(p, 60, 0, 0),
+    "ImageNet-S: a mask of 16 bits": lambda p: png(first_of(p, INS_MASKS), 16, 2, b"\0\7\0\0\0\0" * 224),
     "ImageNet-S: red and blue changed": lambda p: imagenet_mask(p, 0, 0, 1),
     "ImageNet-S: an image that is gone": lambda p: next(p.glob("ins/validation/*/*")).unlink(),
     "ImageNet-S: a mask that is gone": lambda p: next(p.glob("ins/validation-s*/*/*")).unlink(),
@@ -360,6 +378,8 @@ no root | Evaluate --datasets coco2017 | coco2017 needs root=
 a limit of nothing | Evaluate --limit 0 | limit
 a root with an equals sign | Evaluate --datasets voc2012 --root {}/a=b | prints voc2012 clip: mIoU .* 4 images
 VOC: a greyscale mask | Voc | prints voc2012 clip: mIoU
+VOC: a mask of 4 bits | Voc | has 4 bits a channel; save it with 8
+VOC: a mask saved as JPEG | Voc | is no PNG, and labels outlive no other kind
 VOC: a colour mask | Voc | is a colour image
 VOC: a mask of another size | Voc | the mask is 9x9, its image 224x224
 VOC: a label out of range | Voc | label 21 is not one of
@@ -390,6 +410,7 @@ COCO: a list | Coco | instances_val2017.json is not a complete COCO
 COCO: no annotations | Coco | instances_val2017.json is not a complete COCO .* list of annotations
 COCO: ids that are words | Coco | prints coco2017 clip: mIoU .* 4 images
 ImageNet-S: a class id out of range | Ins | class id 60 is beyond
+ImageNet-S: a mask of 16 bits | Ins | has 16 bits a channel; save it with 8
 ImageNet-S: red and blue changed | Ins | blue is not 0
 ImageNet-S: an image that is gone | Ins | \.JPEG is missing
 ImageNet-S: a mask that is gone | Ins | \.png is missing
@@ -417,6 +438,8 @@ shards of another machine | Train web:s3://bucket/00.tar | files of this machine
 a shard | Train web:{}/whole.tar | prints 2 pairs.*3 of 5 .* 1 without a picture .3 of .* not UTF-8 .5 of whole.tar
 a shard cut off | Train web:{}/cut.tar | cut.tar is not a whole tar file
 a shard cut between files | Train web:{}/ended.tar | ended.tar is not a whole tar file
+two shards in one file | Train web:{}/joined.tar | joined.tar is not a whole tar file .another archive
+a learning rate that is too large | Train scenes:8 --lr inf | the loss is nan in epoch .*; train with a smaller
 a shard cut off beside a whole one | Train web:{}/*.tar | prints 2 pairs.*cut.tar is not a whole tar
 shards that are all cut off | Train web:{}/{cut,ended}.tar | cut.tar is not a whole tar file .* \(1 more like it\)
 a batch larger than the data | Train scenes:6 --batch-size 4096 | prints 6 pairs
@@ -426,6 +449,9 @@ a pair where a file is in the way | train scenes:6 {}/red.png/pair.safetensors |
 a profile that is not there | reproduce --profile {}/none.yaml | no profile
 a profile of nobody's | reproduce --profile ~nobody/mine.yaml | no profile '~nobody/mine.yaml'
 a profile's name of 10,000 characters | reproduce --profile "{long}" | no profile 'circle .*'; there are demo
+a setting of another kind | reproduce --set networks=3 | lists of names, not 3
+a setting whole and in parts | reproduce --set training=5 --set training.epochs=3 | --set cannot give 'training.epochs'
+a setting that is an option | reproduce --set out=3 | --set cannot give 'out'
 a setting that is none | reproduce --set "{long}=1" | a profile has no parameter 'circle .*'; it has networks
 a dataset of 10,000 characters | reproduce --datasets "{long}" | no dataset 'circle .*'; there are voc2012
 a run over the notebooks | reproduce --figure 5 --out {repository} | 05_mmp_training.ipynb is an input and would be

@@ -4,6 +4,7 @@ import itertools
 import os
 import warnings
 import zipfile
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,6 +21,10 @@ from ..networks.checkpoints import files_of
 from ..networks.loading import load_clip
 from ..projection import Projection
 
+DEFAULT, MARK = (
+    Path("heat.png"),
+    "eclip explain",
+)  # the overlay that nobody named; what overlays are marked by
 WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
 
@@ -51,10 +56,11 @@ def targets(paths, out):
     if not out.is_dir() and out.suffix.lower().lstrip(".") in (*PICTURES, "json", "npz"):
         out = files.named(out, *WRITABLE)
     is_file = out.suffix.lower() in WRITABLE and not out.is_dir()
-    if is_file and len(paths) == 1:
+    if is_file and len(paths) == 1 and out != DEFAULT:
         return {paths[0]: out}
     stem, folder, suffix = (f"{out.stem}-", out.parent, out.suffix) if is_file else ("", out, ".png")
     names = [folder / f"{stem}{word}{suffix}" for word in _words(paths)]
+    names = [out] if is_file and len(paths) == 1 else names
     for name in names:
         if name.suffix == ".png" and name.is_file() and not _is_figure(name):
             raise ValueError(
@@ -72,9 +78,9 @@ def _words(paths):
 
 
 def _is_figure(path):
-    """Whether a PNG is drawn by matplotlib, as overlays are: it says so in front of the pixels."""
+    """Whether a PNG is an overlay: it says so in front of the pixels."""
     with open(path, "rb") as file:
-        return b"Matplotlib" in file.read(1000)
+        return MARK.encode() in file.read(1000)
 
 
 def open_method(network, method, pretrained="default", projection=None, device="cpu", size=None):
@@ -152,13 +158,16 @@ def run(photo, texts, out, json=None, npz=None, **options):
         titles = ["picture", *(f"{plots.literally(t)}\n{c:.3f}" for t, c in zip(texts, cosines, strict=True))]
         figure = plots.sheet([(image, [None, *heat])], titles, size=3)
         with files.replacing(places[path]) as partial:
-            figure.savefig(partial, dpi=110, bbox_inches="tight", format=places[path].suffix.lstrip("."))
+            kind = places[path].suffix.lstrip(".").lower()
+            about = {"metadata": {"Software": MARK}} if kind == "png" else {}
+            figure.savefig(partial, dpi=110, bbox_inches="tight", format=kind, **about)
         plt.close(figure)
         made.append(places[path])
         scores[str(path)] = {
             text: round(float(cosine), 6) for text, cosine in zip(texts, cosines, strict=True)
         }
-        arrays["./texts" if str(path) == "texts" else str(path)] = heat.numpy().astype(np.float16)
+        name = os.fsencode(path).decode("utf-8", "replace")
+        arrays["./texts" if name == "texts" else name] = heat.numpy().astype(np.float16)
     if json:
         files.write(json, files.as_json(scores))
     if npz:

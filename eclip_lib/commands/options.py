@@ -78,6 +78,10 @@ def _set(words):
             value = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ValueError(f"--set {files.few([word])!r}: the value is not readable YAML") from error
+        if outer in ("out", "part", "dropped") or (inner and not isinstance(found.get(outer, {}), dict)):
+            raise ValueError(
+                f"--set cannot give {files.few([name])!r}; it takes a setting of the profile, once"
+            )
         found[outer] = found.get(outer, {}) | {inner: value} if inner else value
     return found
 

@@ -98,8 +98,7 @@ def _obtained(file, say):
 def weights(run):
     """The files of weights that a run names, or that are registered for its networks and masks."""
     words = [run.pretrained, run.projection, *(where.partition("=")[2] for where in run.masks.values())]
-    named = [files.place(word) for word in words if word and checkpoints.is_path(word)]
-    named += [file for folder in named for file in sorted(folder.glob("*.safetensors"))]
+    named = checkpoints.files_of(*(word for word in words if word and checkpoints.is_path(word)))
     tag = "openai" if run.pretrained == "default" else run.pretrained
     known = [checkpoints.registered(network, tag) for network in run.networks]
     known += [checkpoints.registered(where.partition("=")[0], "dino") for where in run.masks.values()]
@@ -111,7 +110,7 @@ def weights(run):
 def require_free(run, books, training):
     """A run writes over nothing that is committed, nor over what it reads. Raises ValueError, OSError."""
     for place in (files.REPOSITORY / "notebooks", files.REPOSITORY / "results"):
-        if run.out.resolve().is_relative_to(place):
+        if run.out.resolve().is_relative_to(place.resolve()):
             raise ValueError(
                 f"--out {files.few([run.out])} lies in the repository's own {place.name}, which runs are compared "
                 "with; name a folder of its own, like runs/mine"
@@ -126,3 +125,6 @@ def require_free(run, books, training):
     outputs = [run.out / "notebooks" / path.name for path in books] + [run.record.path]
     outputs += [run.path("pairs", f"{network}-ECLIP") for network in run.networks if training]
     files.require_free(outputs, [*books, *weights(run)])
+    foreign = next((path for path in outputs if path.exists() and not run.record.path.exists()), None)
+    if foreign:
+        raise ValueError(f"{foreign} is there, but no run.json beside it: no run of ours; name another --out")

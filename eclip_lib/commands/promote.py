@@ -2,7 +2,6 @@
 notebooks where they lie."""
 
 import os
-import shutil
 from pathlib import Path
 
 import nbformat
@@ -40,10 +39,11 @@ def promote(profile="demo", out=None, into=None, partial=False):
     sources = sorted([*found, *run.out.glob("report.*")])
     targets = [into / source.relative_to(run.out) for source in sources]
     files.require_free([*targets, into / "run.json"], [*sources, run.out / "run.json"])
-    copied = [shutil.copyfile(*both) for both in zip(sources, targets, strict=True)]
+    for source, target in zip(sources, targets, strict=True):
+        files.write(target, source.read_bytes())
     note = files.as_json(facts | ({"partial": wrong} if wrong else {}))
     files.write(into / "run.json", note.replace(f"{files.REPOSITORY}/", ""))
-    return [*copied, into / "run.json"]
+    return [*targets, into / "run.json"]
 
 
 def shortcomings(run, facts) -> list[str]:

@@ -131,6 +131,20 @@ def read_image(path, mode="RGB", upright=True, name=None):
     return image.convert(mode)
 
 
+def read_mask(path):
+    """A label image -> PIL image in the file's own mode. Raises FileNotFoundError, ValueError where Pillow
+    would change the labels: it scales 2 and 4 bits of grey to 8, and cuts 16 bits of a colour."""
+    mask = read_image(path, mode=None, upright=False)
+    with open(path, "rb") as file:
+        head = file.read(26)
+    if not head.startswith(b"\x89PNG"):
+        raise ValueError(f"{path} is no PNG, and labels outlive no other kind; get the file again")
+    depth, palette, grey = head[24], head[25] == 3, head[25] == 0
+    if (depth in (2, 4) and not palette) or (depth == 16 and not grey):
+        raise ValueError(f"{path} has {depth} bits a channel; save it with 8, or as a palette image")
+    return mask
+
+
 def _eight_bits(image, kind, name):
     """A picture of one channel of floats or of more than 8 bits -> 8 bits; Pillow would clip it."""
     values = np.asarray(image, dtype=np.float64)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .base import Dataset, Example, check_size, read_image, require
+from .base import Dataset, Example, check_size, read_image, read_mask, require
 
 LAYOUT = "root/validation/<synset>/*.JPEG and root/validation-segmentation/<synset>/*.png (its own layout)"
 VOID = 1000
@@ -46,7 +46,7 @@ class ImageNetS50(Dataset):
     def example(self, item):
         photo, path = self.sources(item)
         image = read_image(photo, upright=False)
-        mask = read_image(path, mode=None, upright=False)
+        mask = read_mask(path)
         if mask.mode != "RGB":
             raise ValueError(f"{path} is no RGB image (its class id would be R + 256 G); get the file again")
         colours = np.asarray(mask).astype(np.int32)  # before the product: 256 G overflows uint8

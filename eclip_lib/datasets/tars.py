@@ -47,11 +47,14 @@ def samples(path):
 
 
 def _require_end(tar):
-    """A tar ends with a block of zeros, where the next file would begin; one that was cut between two files
-    does not."""
+    """A tar ends with a block of zeros, where the next file would begin, and nothing behind; one that was cut
+    between two files does not, nor do two that were joined byte by byte."""
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(512) != bytes(512):
         raise tarfile.ReadError("it ends in the middle")
+    while block := tar.fileobj.read(2**20):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("another archive follows its end")
 
 
 def caption(sample):

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from .. import files
-from .base import Dataset, Example, check_size, read_image, require
+from .base import Dataset, Example, check_size, read_image, read_mask, require
 
 # the dataset's own order; its spellings are written out as words a text encoder has read
 CLASSES = (
@@ -62,7 +62,7 @@ class VOC2012(Dataset):
 def read_labels(path):
     """A mask of SegmentationClass -> labels, uint8 [H, W]. A PNG optimiser may have sorted the palette: its
     colours decide then. Raises ValueError."""
-    image = read_image(path, mode=None, upright=False)
+    image = read_mask(path)
     labels = np.asarray(image)
     if labels.ndim != 2:
         raise ValueError(

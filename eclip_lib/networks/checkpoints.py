@@ -92,8 +92,14 @@ def is_path(pretrained):
 
 
 def files_of(*words):
-    """The files of weights that a user named, one by one or by their folders; a tag has none."""
-    paths = [files.place(word) for word in words if word]
-    inside = (file for path in paths if os.path.isdir(path) for file in path.iterdir())
-    named = [path for path in paths if os.path.isfile(path)]  # False for what no file can be called
-    return [*named, *(file for file in inside if file.suffix in SUFFIXES)]
+    """The files that decide weights which a user named, one by one or by their folders: with the shards of an
+    index and the configuration beside them; a tag has none."""
+    found = []
+    for path in (files.place(word) for word in words if word):
+        if os.path.isfile(path):  # False for what no file can be called
+            beside = [path.with_name(name) for name in ("config.json", "open_clip_config.json")]
+            found += [path, *(file for file in beside if file.is_file())]
+        whole = path if os.path.isdir(path) else path.parent if path.name.endswith(".index.json") else None
+        if whole and whole.is_dir():
+            found += [file for file in sorted(whole.iterdir()) if file.suffix in (*SUFFIXES, ".json")]
+    return list(dict.fromkeys(found))

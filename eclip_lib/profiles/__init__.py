@@ -130,6 +130,8 @@ def read_settings(profile, parameters):
 
 
 def _without(names, dropped):
+    if not isinstance(names, list | dict):
+        return names  # its check says what it must be
     kept = [name for name in names if name not in dropped]
     return {name: names[name] for name in kept} if isinstance(names, dict) else kept
 
@@ -165,6 +167,9 @@ def built(kind, settings, path):
 
 
 def _listed(value):
+    """Names that may be given as one word, separated by commas. Raises ValueError for what are none."""
+    if not isinstance(value, str | list | tuple):
+        raise ValueError(f"networks, datasets and what is left out are lists of names, not {value!r}")
     return [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else list(value)
 
 
