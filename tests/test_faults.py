@@ -15,7 +15,7 @@ from test_bad_input import run
 from torch.utils.data import get_worker_info
 
 import eclip_lib as eclip
-from eclip_lib import cli, training
+from eclip_lib import cli, files, training
 from eclip_lib import feature_cache as caching
 from eclip_lib.commands import bench
 from eclip_lib.datasets.image_text import ScenePairs
@@ -101,6 +101,13 @@ def test_a_killed_reproduction_goes_on_at_the_notebook_it_was_in(tmp_path):
     again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "{'00_part': 'skipped', '01_part': 'done', '02_part':" in again
     assert [(tmp_path / "run" / f"{n}.csv").read_text() for n in range(3)] == ["0", "1", "2"]
+
+
+def test_two_trainings_on_fresh_views_need_two_caches(tmp_path, monkeypatch):
+    command = ["train", "scenes:8", tmp_path / "pair.safetensors", "--cache", tmp_path, "--views", "2"]
+    with files.alone(tmp_path / ".scenes-ViT-32.lock"):
+        said = run(monkeypatch, *map(str, command), "--pooling", "max", "--workers", "0")
+    assert "another training drops its views in" in said
 
 
 WRITER = """import torch, eclip_lib as eclip

@@ -1,6 +1,7 @@
 """`eclip train`: a pair of projections by masked max pooling, on one machine, several GPUs or a cluster."""
 
 import os
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,21 +40,24 @@ def train(data, out, pooling, model, masked, features, settings):
     clip, masks = load()
     options = {"views": features["views"], "seed": settings["seed"], "workers": features["workers"]}
     options["keep"] = features["views"] == 1  # of several the disk holds one at a time
-    folder = Path(features["cache"])
-    if features["ray"]:
-        gpus = int(model["device"].startswith("cuda"))
-        cached = cluster.cache_features(load, source, folder, features["ray"], gpus, **options)
-    else:
-        cached = cache_features(clip, source, folder, masks, **options)
-    pooling = "masked_max:mask" if masked else pooling
-    state = None if cached.keep else folder / f"training-{files.digest(str(out.absolute()))}.pt"
-    pair, history = train_pair(clip, cached, pooling, **settings, resume=state)
-    if rank:
-        return ""
-    pair.save(out)
-    files.write(curve, files.as_csv(history, index=False))
-    if state:
-        cached.drop(), state.unlink(missing_ok=True)
+    folder = files.place(features["cache"])
+    busy = f"another training drops its views in {folder}; wait for it, or name another --cache"
+    alone = files.alone(folder / f".{Path(clip.network).name}.lock", busy)
+    with nullcontext() if options["keep"] or rank else alone:
+        if features["ray"]:
+            gpus = int(model["device"].startswith("cuda"))
+            cached = cluster.cache_features(load, source, folder, features["ray"], gpus, **options)
+        else:
+            cached = cache_features(clip, source, folder, masks, **options)
+        pooling = "masked_max:mask" if masked else pooling
+        state = None if cached.keep else folder / f"training-{files.digest(str(out.absolute()))}.pt"
+        pair, history = train_pair(clip, cached, pooling, **settings, resume=state)
+        if rank:
+            return ""
+        pair.save(out)
+        files.write(curve, files.as_csv(history, index=False))
+        if state:
+            cached.drop(), state.unlink(missing_ok=True)
     losses = f"loss {history['loss'].iloc[0]:.3f} to {history['loss'].iloc[-1]:.3f}"
     return f"{len(cached)} pairs, {losses}; {out}\n"
 
