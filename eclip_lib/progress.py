@@ -27,6 +27,8 @@ class _Line(io.StringIO):
 
 def tqdm(*arguments, **options):
     """`tqdm.auto.tqdm`, which under `eclip reproduce` leaves nothing in the notebook."""
+    if options.get("disable") is None and os.environ.get("TQDM_DISABLE"):
+        options["disable"] = True  # said by name it would count more than the environment
     if TOLD not in os.environ:
         return auto.tqdm(*arguments, **options)
     if options.get("disable") is None:  # where there is no terminal
