@@ -120,7 +120,8 @@ def promote(
     into: Annotated[str | None, about("folder to copy to; default results/<profile>")] = None,
     partial: Annotated[bool, about("also a run that is not whole; its run.json says so")] = False,
 ):
-    """Copy a whole run's tables, figures and run.json to the committed results/ (what `make results` does)."""
+    """Copy a whole run's tables, figures and run.json to the committed results/ (what `make results`
+    does)."""
     from .commands.promote import promote
 
     print(*promote(profile, out, into, partial), sep="\n")

@@ -112,8 +112,8 @@ def fetch(url, path, expected=None, checksum=None):
 
 def unpack(archive, root):
     """Unpack a tar or zip under `root`: into a folder beside it first, then file by file into place, so that
-    no file is ever half there -> {file: [bytes, digest]} for `differing`. Raises ValueError for an archive with members that would land outside, OSError
-    for no room; nothing is written then."""
+    no file is ever half there -> {file: [bytes, digest]} for `differing`. Raises ValueError for an archive
+    with members that would land outside, OSError for no room; nothing is written then."""
     root = Path(root)
     members = _members(archive)
     require_space(root, sum(count for _, count, _ in members), Path(archive).name)

@@ -91,8 +91,8 @@ class Run(Results):
     def features(self, clip, masks, pairs=None, views=None, augment=UNCHANGED):
         """The pooled features of the run's image-caption pairs -> `Cache`.
 
-        Where the run's training sees several views, the disk holds one at a time, and all pairs that notebooks
-        02, 03 and 05 train on these features are trained now, while each view is there."""
+        Where the run's training sees several views, the disk holds one at a time, and all pairs that
+        notebooks 02, 03 and 05 train on these features are trained now, while each view is there."""
         training = self.training
         keep = views is not None or training.views == 1
         with files.alone(self.out / "cache" / f".{clip.network}.lock".replace("/", "_")):
@@ -115,7 +115,8 @@ class Run(Results):
 
     def every_training(self, columns, beyond):
         """[(pooling, seed, init)] of all that the notebooks train on the columns of one network's cache;
-        `beyond`: whether it has the masks beyond the paper's, beside which notebook 03 starts from CLIP's pair."""
+        `beyond`: whether it has the masks beyond the paper's, beside which notebook 03 starts from CLIP's
+        pair."""
         every = [(column, "random") for column in columns] + [(self.chosen_mask, "clip")] * beyond
         return [(pooling, seed, init) for pooling, init in every for seed in range(self.trainings)]
 
@@ -132,8 +133,8 @@ class Run(Results):
         return self.train_all(clip, features, [(pooling, seed, init)], **settings)[0]
 
     def train_all(self, clip, features, wanted, **settings) -> list[Trained]:
-        """A pair for each (pooling, seed, init) of `wanted`; those that this run has not trained yet are trained
-        side by side, so that a view which does not stay on disk is made once for all of them."""
+        """A pair for each (pooling, seed, init) of `wanted`; those that this run has not trained yet are
+        trained side by side, so that a view which does not stay on disk is made once for all of them."""
         settings = self.training.model_dump(exclude={"views", "augment"}) | settings
         epochs = settings["epochs"]
         watched = sorted({1, 2, max(2, epochs // 4), epochs} & {*range(epochs + 1)})
@@ -180,9 +181,9 @@ class Run(Results):
         return pd.concat([_labelled(found[key], key) for key in explainers], ignore_index=True)[COLUMNS]
 
     def once(self, name, about, measure) -> pd.DataFrame:
-        """The table that `measure()` returns, kept in `out`/rows and read from there where all that decides it
-        is the same: `about` (a list of `Clip`s, `Dataset`s and what JSON can say) and the code. Measured anew
-        where one of them has no identity."""
+        """The table that `measure()` returns, kept in `out`/rows and read from there where all that decides
+        it is the same: `about` (a list of `Clip`s, `Dataset`s and what JSON can say) and the code. Measured
+        anew where one of them has no identity."""
         known = [getattr(thing, "identity", thing) for thing in about]
         if any(what is None for thing, what in zip(about, known, strict=True) if hasattr(thing, "identity")):
             return measure()

@@ -41,8 +41,8 @@ class View:
 class Cache:
     """Pooled features of a source's pairs; training reads one of `views` views an epoch, in turn.
 
-    `about`: the configuration; `keep`: whether all views stay on disk. Where not, a view is made when its epoch
-    comes and dropped when another's does: the disk holds one."""
+    `about`: the configuration; `keep`: whether all views stay on disk. Where not, a view is made when its
+    epoch comes and dropped when another's does: the disk holds one."""
 
     def __init__(self, job, fill, keep=True):
         """job: `CacheJob`; fill: (number of a view) -> `View`, which makes what is missing of it."""
@@ -93,8 +93,8 @@ class Cache:
 
 
 class CacheJob:
-    """What fills a cache, part by part of each view: the unit that is resumed and handed to a worker. `views`: their
-    `Shards`. Raises ValueError for masks that do not fit."""
+    """What fills a cache, part by part of each view: the unit that is resumed and handed to a worker.
+    `views`: their `Shards`. Raises ValueError for masks that do not fit."""
 
     def __init__(self, clip, source, folder, masks=None, views=1, augment="deit", seed=0, batch_size=64):
         masks = masks or {}
@@ -228,7 +228,7 @@ def cache_features(
     grid) -> [B, N]}, applied to the same view; True under the name "ground truth" takes the source's own
     masks, without augmentation only. views: augmented copies of each image, one an epoch in turn; with
     keep=False a view is made when its epoch comes and dropped after it. Under torchrun every rank takes its
-    share of the parts. Resumes: whole shards are kept, missing, damaged or outdated ones are made; a part that
-    cannot be read is named and left out. Raises OSError where the disk is full, ValueError."""
+    share of the parts. Resumes: whole shards are kept, missing, damaged or outdated ones are made; a part
+    that cannot be read is named and left out. Raises OSError where the disk is full, ValueError."""
     job = CacheJob(clip, pairs, folder, masks, views, augment, seed, batch_size)
     return Cache(job, partial(fill, job, workers=workers, description=description), keep)

@@ -76,8 +76,8 @@ def columns_of(reads, masks):
 def encode_pairs(clip, masks, source, part, about, view=0, workers=0, attention=None):
     """One view of one part -> ({column: [n, C]}, `LeftOut`).
 
-    attention: {name: A of every pair on the mask's own grid, nan where it is not known}, of the self-supervised
-    masks; what is not known is added."""
+    attention: {name: A of every pair on the mask's own grid, nan where it is not known}, of the
+    self-supervised masks; what is not known is added."""
     left_out, columns = LeftOut(partial(source.place, part)), {}
     attention = {} if attention is None else attention
     items = usable(source.read(part), left_out)

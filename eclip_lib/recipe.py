@@ -34,9 +34,9 @@ def new_pair(clip, image_width, reads, seed=0, init="random"):
 
 
 def batches(view, column, batch_size, seed, epoch):
-    """Shuffled (pooled, text) batches of one epoch over a `View`: shards in random order, rows within a window
-    of at least two batches; memory does not grow with the cache. The last short batch is dropped where there is
-    a full one."""
+    """Shuffled (pooled, text) batches of one epoch over a `View`: shards in random order, rows within a
+    window of at least two batches; memory does not grow with the cache. The last short batch is dropped where
+    there is a full one."""
     rng, generator = random.Random(f"{seed} {epoch}"), torch.Generator().manual_seed(1000 * seed + epoch)
     shards, waiting, served = rng.sample(view.shards, len(view.shards)), [], 0
     for number, shard in enumerate(shards, 1):
@@ -57,9 +57,9 @@ def batches(view, column, batch_size, seed, epoch):
 
 
 def learning_rate(step, steps, per_epoch, lr):
-    """§4.1: the first epoch linear from 1e-6, then a cosine down to 1e-6. That the paper's [35] is DeiT, whose
-    augmentation it takes, is inferred from the order of its references; DeiT's own schedule has five warm-up
-    epochs and ends at 1e-5."""
+    """§4.1: the first epoch linear from 1e-6, then a cosine down to 1e-6. That the paper's [35] is DeiT,
+    whose augmentation it takes, is inferred from the order of its references; DeiT's own schedule has five
+    warm-up epochs and ends at 1e-5."""
     if step < per_epoch:
         return WARMUP_LR + (lr - WARMUP_LR) * step / per_epoch
     progress = (step - per_epoch) / max(1, steps - per_epoch)

@@ -1,4 +1,5 @@
-"""What a run writes, tables, figures, pairs and `run.json`, and how it is checked against what is committed."""
+"""What a run writes, tables, figures, pairs and `run.json`, and how it is checked against what is
+committed."""
 
 import io
 import re
@@ -18,8 +19,8 @@ TOLERANCE = 0.05  # of a regression cell, in the table's own unit: percent, most
 
 
 class Results(Profile):
-    """A profile with a folder. `changed` names the settings that differ from the profile's file; `dropped` the
-    networks, masks and datasets that were not there and are left out.
+    """A profile with a folder. `changed` names the settings that differ from the profile's file; `dropped`
+    the networks, masks and datasets that were not there and are left out.
 
     `out` is the folder that is written. A notebook opened for one of the profile's networks in another run's
     folder is a `part` of that run: features, pairs and rows are shared, its tables and figures lie below
@@ -124,8 +125,8 @@ class Results(Profile):
         self.note(notebook, self._begin, "begun")
 
     def note(self, notebook, begin, state, **facts):
-        """Add to `run.json` what this run is and has loaded so far, and how far one of its notebooks is, which
-        began at `begin` (time.time)."""
+        """Add to `run.json` what this run is and has loaded so far, and how far one of its notebooks is,
+        which began at `begin` (time.time)."""
         own = [f"{name} {getattr(self, name)}" for name in self.changed if name not in INCIDENTAL]
         own = [re.sub("[][{}']", "", words) for words in own]
         about = {"changed": own, "dropped": self.dropped, **provenance.commit()}

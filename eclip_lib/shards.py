@@ -1,8 +1,8 @@
-"""Tensors by the parts of a source of image-caption pairs: one safetensors file a part, atomically written, and a
-note beside it that says what it was made from.
+"""Tensors by the parts of a source of image-caption pairs: one safetensors file a part, atomically written,
+and a note beside it that says what it was made from.
 
-The folder's name is the digest of the configuration, so another configuration never meets old shards; a part that
-was replaced, and a shard that was damaged, are noticed."""
+The folder's name is the digest of the configuration, so another configuration never meets old shards; a part
+that was replaced, and a shard that was damaged, are noticed."""
 
 import warnings
 from pathlib import Path

@@ -165,8 +165,8 @@ def read_state(path, key):
 def train_pairs(
     clip, cache: Cache, wanted, on_epoch=None, resume=None
 ) -> list[tuple[Projection, pd.DataFrame]]:
-    """Train several pairs side by side, an epoch of each in turn, so that every view of the cache is made once ->
-    what `train_pair` gives of each.
+    """Train several pairs side by side, an epoch of each in turn, so that every view of the cache is made
+    once -> what `train_pair` gives of each.
 
     wanted: a list of `train_pair`'s pooling and settings. on_epoch: called with (number in the list, epoch,
     pair). resume: a file a training, written after each epoch."""

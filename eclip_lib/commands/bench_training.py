@@ -109,8 +109,8 @@ def cache_memory(small=32768, large=262144):
 
 
 class Uncached:
-    """A cache and its view that hold nothing: every read runs CLIP and DINO again, but for the first, which only
-    asks for the width. made: the cache of the same pairs."""
+    """A cache and its view that hold nothing: every read runs CLIP and DINO again, but for the first, which
+    only asks for the width. made: the cache of the same pairs."""
 
     def __init__(self, made, clip, masks, source):
         self.made, self.clip, self.masks, self.source, self.reads = made, clip, masks, source, False

@@ -197,8 +197,8 @@ def _length(run, name):
 
 
 def pair_count(run, read=3):
-    """How many image-caption pairs a run trains on: those that are there, of tars `read` counted and the others
-    by their size; else as many as the registry says there were."""
+    """How many image-caption pairs a run trains on: those that are there, of tars `read` counted and the
+    others by their size; else as many as the registry says there were."""
     found = _all_pairs(run, read)
     return min(found, run.limit_pairs or found)
 

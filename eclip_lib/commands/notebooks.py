@@ -144,9 +144,9 @@ def _pairs_state(run):
 
 
 def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters):
-    """Execute the notebooks (all, or those in `only`) into the run's folder, on a CPU two at once where neither
-    waits for the other, with the progress of the work in them, after a look whether all that they need is
-    there (`preflight.left_out`).
+    """Execute the notebooks (all, or those in `only`) into the run's folder, on a CPU two at once where
+    neither waits for the other, with the progress of the work in them, after a look whether all that they
+    need is there (`preflight.left_out`).
 
     A failed notebook does not stop the others; one that is done already, from the same contents, is skipped
     unless `force`. Returns {notebook name: "done", "skipped" or the error}."""
@@ -224,8 +224,8 @@ def make(profile, wanted, force=False, go_on=False, **parameters):
 
 
 def run_notebook(path, target, parameters, bar=False):
-    """Execute a notebook with those of the parameters that it or a profile has, in this folder -> the executed
-    notebook, also written to `target` unless that is None."""
+    """Execute a notebook with those of the parameters that it or a profile has, in this folder -> the
+    executed notebook, also written to `target` unless that is None."""
     known = {*papermill.inspect_notebook(str(path)), *Profile.model_fields, "part", "dropped"}
     given = {name: value for name, value in parameters.items() if name in known}
     options = {"cwd": os.getcwd(), "progress_bar": bar, **KERNEL}

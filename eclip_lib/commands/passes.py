@@ -79,8 +79,9 @@ def grown(found, names):
 
 
 def photo_seconds(root, counts=(4, 16)):
-    """Seconds of one core of the notebooks of `photos` at random weights -> DataFrame: notebook, `seconds` whatever
-    the number of pictures, and `seconds_image` for each. root: of a few of VOC's pictures, which are repeated."""
+    """Seconds of one core of the notebooks of `photos` at random weights -> DataFrame: notebook, `seconds`
+    whatever the number of pictures, and `seconds_image` for each. root: of a few of VOC's pictures, which are
+    repeated."""
     run, lines, clock = load_profile("photos"), [], "import time; print(time.process_time())"
     dataset = load_dataset("voc2012", root)
     for path in tqdm(notebooks(run), desc="timing", unit="notebook"):

@@ -1,5 +1,5 @@
-"""What is committed: `eclip promote` copies what a whole run made to `results/`, `make notebooks` executes the
-notebooks where they lie."""
+"""What is committed: `eclip promote` copies what a whole run made to `results/`, `make notebooks` executes
+the notebooks where they lie."""
 
 import os
 from pathlib import Path
@@ -20,8 +20,8 @@ def promote(profile="demo", out=None, into=None, partial=False):
     """`make results`: copy a run's tables, figures, trained pairs, report and `run.json` into a folder
     (`results/<profile>/`). Returns what was copied.
 
-    Raises FileNotFoundError where nothing is there, ValueError where the run is not whole; `partial` copies it
-    all the same, and marks its `run.json`."""
+    Raises FileNotFoundError where nothing is there, ValueError where the run is not whole; `partial` copies
+    it all the same, and marks its `run.json`."""
     run = load_profile(profile, device="cpu", out=out)
     into = files.REPOSITORY / "results" / run.name if into is None else files.place(into)
     found = [path for kind, suffix in KINDS.items() for path in (run.out / kind).glob(f"[!.]*.{suffix}")]

@@ -13,8 +13,8 @@ from ..networks import checkpoints
 
 @dataclass(frozen=True)
 class Resource:
-    """One thing that a profile needs. `state`: present, partial or missing, with a word why; `checked`: by what
-    that is known (`fetch` checks contents); `how`: the command that gets it."""
+    """One thing that a profile needs. `state`: present, partial or missing, with a word why; `checked`: by
+    what that is known (`fetch` checks contents); `how`: the command that gets it."""
 
     part: str
     state: str = "present"
@@ -138,8 +138,8 @@ def _weights(name, network):
 
 def fetch(name, root):
     """Get a dataset (downloaded, checked, unpacked under `root`) or a registered checkpoint; what is there
-    already is checked by sizes and checksums, and fetched again where it differs. For what needs an account or
-    a crawl, the exact steps. Returns what to print. Raises ValueError, OSError."""
+    already is checked by sizes and checksums, and fetched again where it differs. For what needs an account
+    or a crawl, the exact steps. Returns what to print. Raises ValueError, OSError."""
     known = checkpoints.registry()
     if name in known["weights"]:
         path, unknown = checkpoints.obtain(name, check=True), "sha256" not in known["weights"][name]

@@ -45,9 +45,9 @@ def _some_bits(level_fn, level, hparams):
 
 
 class PairViews(Dataset):
-    """View `view` of a part as (image, caption, mask or False), or None where an image is broken; each is seeded
-    by its own key, so that workers and restarts make no difference. masks: whether the source's own masks come
-    along."""
+    """View `view` of a part as (image, caption, mask or False), or None where an image is broken; each is
+    seeded by its own key, so that workers and restarts make no difference. masks: whether the source's own
+    masks come along."""
 
     def __init__(self, source, items, transform, seed, view=0, masks=False):
         self.source, self.items, self.transform, self.seed, self.view = source, items, transform, seed, view

@@ -8,8 +8,8 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def compare(names, ours, theirs, about, tolerance):
-    """The tables `names` in the folder `ours` against those in `theirs`, which messages call `about` -> a line
-    a table. Raises AssertionError that names all that differs, see `differences`."""
+    """The tables `names` in the folder `ours` against those in `theirs`, which messages call `about` -> a
+    line a table. Raises AssertionError that names all that differs, see `differences`."""
     lines, wrong = [], []
     for name in dict.fromkeys(names):
         here, committed = (_read(folder / f"{name}.csv") for folder in (ours, theirs))

@@ -44,8 +44,8 @@ def registered(network, tag):
 
 def obtain(name, check=False):
     """Path of a registered checkpoint; downloaded once, resumed where a transfer broke, and checked. check:
-    also one that is there, which is fetched again where it differs. Raises ValueError that names the file, its
-    size and the ways out."""
+    also one that is there, which is fetched again where it differs. Raises ValueError that names the file,
+    its size and the ways out."""
     about, path = registry()["weights"][name], folder() / name
     if path.is_file() and not check:
         return path

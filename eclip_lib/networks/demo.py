@@ -102,7 +102,8 @@ def scratch(network):
 @cache
 def register():
     """Add the demo networks to open_clip's registry (once), and those whose configuration (NAME.json, in
-    open_clip's form) lies in the folder of weights. Programs that use open_clip themselves call this first."""
+    open_clip's form) lies in the folder of weights. Programs that use open_clip themselves call this
+    first."""
     import open_clip
 
     for path in sorted(weights_folder().glob("*.json")):

@@ -95,8 +95,8 @@ def unlock(
 
     Changes `backbone` in place. source: see `datasets.image_text`; views: of its pairs, one an epoch in turn.
     optimizer: a name of timm's. resume: a folder with a file for each training, from which a broken one goes
-    on, written after a part where `every` seconds have passed, and at the end. Returns (`Projection`, DataFrame
-    of step, loss, seconds)."""
+    on, written after a part where `every` seconds have passed, and at the end. Returns (`Projection`,
+    DataFrame of step, loss, seconds)."""
     about = [epochs, batch_size, lr, weight_decay, views, augment, seed, optimizer, source.about]
     about += [[source.stamp(part) for part in source.parts], clip.identity, files.digest(backbone)]
     code = ("studies/dino_backbone.py", "method.py", "recipe.py", "projection.py", "networks", "datasets")

@@ -16,9 +16,9 @@ from ..poolings import GROUND_TRUTH, Pooling
 
 
 def masks_for(run, clip, models):
-    """The masks of one network's cache: the run's own, and on the run's first ViT those beyond the paper: ground
-    truth where the pairs have it, CLIP's own attention, saliency, noise. Notebooks 02, 03 and 05 ask for the
-    same ones, so they share one cache."""
+    """The masks of one network's cache: the run's own, and on the run's first ViT those beyond the paper:
+    ground truth where the pairs have it, CLIP's own attention, saliency, noise. Notebooks 02, 03 and 05 ask
+    for the same ones, so they share one cache."""
     if clip.network != next(filter(is_vit, run.whole), None):
         return models
     extra = {"CLIP's own": ClipAttention(clip), "pixel saliency": pixel_saliency, "noise": noise}
@@ -79,8 +79,8 @@ def ordering(run, rows):
 
 
 def beyond(run, clips, caches, rows):
-    """Table 3's max rows again for the run's first ViT, beside other masks and a start from CLIP's own pair ->
-    DataFrame over seeds.
+    """Table 3's max rows again for the run's first ViT, beside other masks and a start from CLIP's own pair
+    -> DataFrame over seeds.
 
     clips, caches: by network. rows: Table 3's."""
     network = next(filter(is_vit, run.whole), None)

@@ -55,7 +55,8 @@ def shift_rows(dataset, clip, projection=None, workers=0, batch_size=32, ablate=
 
 
 def rows_in(run):
-    """`shift_rows` of a run's networks on its datasets, measured once; `shifted`: share of the channels (%)."""
+    """`shift_rows` of a run's networks on its datasets, measured once; `shifted`: share of the channels
+    (%)."""
     parts = []
     for network in run.networks:
         clip = run.load_clip(network)
