@@ -246,8 +246,6 @@ def _sentence(error):
         return line if len(line) < 300 else re.sub(r"(\S{30})\S{40,}(\S{30})", r"\1…\2", line)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory: run with a smaller --batch-size, or with --device cpu"
-    if "DataLoader worker" in line:
-        return "a process that decodes images was killed, mostly for lack of memory: run with fewer workers"
     return (
         f"an unexpected {type(error).__name__}: {line[:250]}; run it with --debug to see where, and report it"
     )

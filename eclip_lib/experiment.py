@@ -196,10 +196,9 @@ class Run(Results):
         return table
 
 
-def reported(name, method=None):
-    """A table of the paper, quoted (`results/reported/`); `method` keeps one method's rows."""
-    quoted = pd.read_csv(REPOSITORY / "results" / "reported" / f"{name}.csv")
-    return quoted if method is None else quoted[quoted["method"] == method].reset_index(drop=True)
+def reported(name):
+    """A table of the paper, quoted (`results/reported/`)."""
+    return pd.read_csv(REPOSITORY / "results" / "reported" / f"{name}.csv")
 
 
 def _train(clip, features, missing, watched):

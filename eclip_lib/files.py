@@ -23,6 +23,11 @@ _CLONE = Path(__file__).parents[1]
 REPOSITORY = _CLONE if (_CLONE / "notebooks").is_dir() else Path.cwd()
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 # ---------------------------------------------------------------------- what a user names
 
 

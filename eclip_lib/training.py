@@ -64,12 +64,12 @@ class _Training:
     clip: Clip
     cache: Cache
     pooling: Pooling
-    epochs: int = 10
-    batch_size: int = 1024
-    lr: float = 1e-4
-    weight_decay: float = 0.05
-    seed: int = 0
-    init: str = "random"
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    seed: int
+    init: str
 
     def __post_init__(self):
         self.pooling, cache = Pooling.of(self.pooling), self.cache
@@ -168,7 +168,7 @@ def train_pairs(
     """Train several pairs side by side, an epoch of each in turn, so that every view of the cache is made
     once -> what `train_pair` gives of each.
 
-    wanted: a list of `train_pair`'s pooling and settings. on_epoch: called with (number in the list, epoch,
+    wanted: a list of `train_pair`'s pooling and settings, all of them. on_epoch: called with (number in the list, epoch,
     pair). resume: a file a training, written after each epoch."""
     trainings = [_Training(clip, cache, **settings) for settings in wanted]
     first = not (dist.is_initialized() and dist.get_rank())

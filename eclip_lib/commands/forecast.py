@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..datasets import load_dataset
 from ..datasets.image_text import load_pairs
 from ..datasets.tars import samples
-from ..files import REPOSITORY
+from ..files import REPOSITORY, cores
 from ..networks import checkpoints, demo
 from ..networks.clip import own_weights
 from ..networks.loading import empty_clip, is_vit
@@ -179,9 +179,8 @@ def as_text(run, device="cpu"):
         said.append(f"GPU hours are PFLOP at an assumed {ASSUMED_RATE / 1e12:.0f} TFLOP/s, not measured")
     parts = ["\n".join(said), table.round(2).to_string(index=False)]
     if minutes is not None and not device.startswith("cuda"):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        total = minutes["minutes"].sum()
-        last = f"together {total:.0f} minutes on one core; {total / cores:.0f} on the {cores} here, if all are free"
+        here, total = cores(), minutes["minutes"].sum()
+        last = f"together {total:.0f} minutes on one core; {total / here:.0f} on the {here} here, if all are free"
         parts.append("minutes of one core, measured at random weights on the machine of results/benchmarks:")
         parts.append(minutes.round(0).to_string(index=False) + "\n" + last)
     needed = status(run)

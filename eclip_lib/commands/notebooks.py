@@ -182,7 +182,7 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
 
 def _at_once(device):
     """How many notebooks run at once: two on a CPU of several cores, which then share them; else one."""
-    if device != "cpu" or (cores := os.cpu_count() or 1) == 1:
+    if device != "cpu" or (cores := files.cores()) == 1:
         return 1
     os.environ.setdefault("OMP_NUM_THREADS", str(cores // 2))  # their kernels inherit it
     return 2

@@ -75,6 +75,11 @@ def t_interval(values):
     return values.mean(), values.mean() - half, values.mean() + half
 
 
+def spread(name, three):
+    """(mean, low, high) as columns of a line: `name`, `name`_low, `name`_high."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, three), strict=True))
+
+
 def table(rows: pd.DataFrame, by=("dataset", "network", "method"), measures=MEASURES, seed=0) -> pd.DataFrame:
     """One line a group of tidy rows, in order of appearance: `by`, then `summarize`'s measures in %."""
     lines = [
@@ -110,8 +115,7 @@ def _gain(ours, theirs, seed, resamples):
     for name, value in VALUES.items():
         means = [np.mean([class_mean(part, value) for part in parts]) for parts in (ours, theirs)]
         draws = [_resampled(parts, value, seed, resamples) for parts in (ours, theirs)]
-        line[name] = means[0] - means[1]
-        line[f"{name}_low"], line[f"{name}_high"] = interval(draws[0] - draws[1])
+        line |= spread(name, (means[0] - means[1], *interval(draws[0] - draws[1])))
     return line
 
 

@@ -4,7 +4,6 @@ Together with `encoders.py` the only place that knows open_clip's insides. Every
 the projection, because CLIP, ECLIP and RCLIP differ only in the `Projection` that follows."""
 
 import copy
-import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -37,10 +36,9 @@ def loaded(dataset, batch_size, workers=0, **options):
     """A torch dataset in lists of `batch_size` items, decoded in `workers` processes, at most one a core of
     this machine. Raises OSError where one of them is killed."""
     try:
-        workers = min(
-            workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        yield from DataLoader(
+            dataset, batch_size, num_workers=min(workers, files.cores()), collate_fn=list, **options
         )
-        yield from DataLoader(dataset, batch_size, num_workers=workers, collate_fn=list, **options)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

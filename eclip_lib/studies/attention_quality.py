@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from .. import plots
 from ..datasets import examples
-from ..evaluation import batches, best_iou, in_words, mean_interval, score_contrast
+from ..evaluation import batches, best_iou, in_words, mean_interval, score_contrast, spread
 from ..method import itsm
 from ..networks import demo
 from ..networks.attention import GRID, ClipAttention, mask_identity
@@ -55,8 +55,7 @@ def mask_table(quality, seed=0):
         for name, part in rows.groupby("mask", sort=False):
             line = {"mask": name}
             for value in ("IoU", "contrast", "mass"):
-                numbers = (100 * v for v in mean_interval(part[value], seed=seed))
-                line |= dict(zip((value, f"{value}_low", f"{value}_high"), numbers, strict=True))
+                line |= spread(value, (100 * v for v in mean_interval(part[value], seed=seed)))
             lines.append(line | {"dataset": dataset})
     return pd.DataFrame(lines)
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from .. import files
-from ..evaluation import batches, bootstrap, class_mean, gains, interval, prompts, recognize
+from ..evaluation import batches, bootstrap, class_mean, gains, interval, prompts, recognize, spread
 from ..evaluation import table as summary_table
 from ..evaluation.statistics import VALUES
 from ..explainers import about, explainer, maps, named
@@ -219,6 +219,5 @@ def _with_intervals(every):
     for column, value in zip(every.T, ("likeness", "roughness"), strict=True):
         known = column[~column.isnan()]  # a constant map is like no other
         mean, half = known.mean(), 1.96 * known.std() / len(known) ** 0.5
-        ends = (mean, mean - half, mean + half)
-        line |= dict(zip((value, f"{value}_low", f"{value}_high"), map(float, ends), strict=True))
+        line |= spread(value, (mean, mean - half, mean + half))
     return line | {"images": len(every)}

@@ -6,7 +6,7 @@ from functools import cache, partial
 import pandas as pd
 
 from ..datasets import Dataset, Example, scenes
-from ..evaluation import mean_interval
+from ..evaluation import mean_interval, spread
 from ..networks import demo
 from .semantic_shift import shift_rows, shifted_share
 
@@ -79,7 +79,6 @@ def _controlled(clip, count, batch_size):
             rows = shift_rows(dataset, clip, batch_size=batch_size, ablate=False)
             line = {"experiment": experiment, "condition": condition, "network": clip.title}
             for value, column in (("shifted", shifted_share(rows)), ("mSC", 100 * rows["mSC"])):
-                three = mean_interval(column)
-                line |= dict(zip((value, f"{value}_low", f"{value}_high"), three, strict=True))
+                line |= spread(value, mean_interval(column))
             lines.append(line)
     return pd.DataFrame(lines)

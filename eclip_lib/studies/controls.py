@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from .. import files
-from ..evaluation import batches, counts, mean_interval, prompts, score_contrast, table
+from ..evaluation import batches, counts, mean_interval, prompts, score_contrast, spread, table
 from ..explainers import FeatureMap, Shared, maps, named
 from ..method import itsm
 from ..networks.attention import GRID, center_prior, mask_identity, noise, pixel_saliency
@@ -108,7 +108,7 @@ def control_table(rows):
                 else part["own"] * float("nan")
             )
             three = mean_interval(image) if image.notna().any() else (float("nan"),) * 3
-            line |= dict(zip((value, f"{value}_low", f"{value}_high"), three, strict=True))
+            line |= spread(value, three)
         lines.append(line)
     return pd.DataFrame(lines)
 

@@ -35,16 +35,11 @@ def paper_poolings(run):
     ]
 
 
-def train_all(run, clip, features, poolings, init="random"):
-    """A pair for every pooling and seed of the run -> ({(pooling, seed): `Projection`}, losses as a
-    DataFrame)."""
-    pairs, losses = {}, []
-    for pooling in poolings:
-        for seed in range(run.trainings):
-            trained = run.train(clip, features, pooling, seed, init)
-            pairs[pooling, seed] = trained.pair
-            losses.append(trained.losses.assign(network=clip.title, pooling=pooling.label, seed=seed))
-    return pairs, pd.concat(losses, ignore_index=True)
+def trained_pairs(run, clip, features, poolings, init="random"):
+    """A pair for every pooling and seed of the run -> {(pooling, seed): `Projection`}."""
+    wanted = [(pooling, seed, init) for pooling in poolings for seed in range(run.trainings)]
+    trained = run.train_all(clip, features, wanted)
+    return {(pooling, seed): one.pair for (pooling, seed, _), one in zip(wanted, trained, strict=True)}
 
 
 def score_pairs(run, clip, pairs):
@@ -89,8 +84,8 @@ def beyond(run, clips, caches, rows):
     clip, cache = clips[network], caches[network]
     found = rows[rows["network"] == clip.title]
     others = [pooling for pooling in cache.columns if pooling not in paper_poolings(run)]
-    pairs = train_all(run, clip, cache, others)[0] if others else {}
-    again = train_all(run, clip, cache, [run.chosen_mask], init="clip")[0]
+    pairs = trained_pairs(run, clip, cache, others)
+    again = trained_pairs(run, clip, cache, [run.chosen_mask], init="clip")
     pairs |= {(f"{pooling.label}, from CLIP's pair", seed): pair for (pooling, seed), pair in again.items()}
     both = pd.concat(
         [found[found["method"].str.startswith("max")], score_pairs(run, clip, pairs)], ignore_index=True
@@ -106,7 +101,7 @@ def resnet_rows(run, clips, caches):
         poolings = [
             Pooling(p.method, p.mask, "tokens") for p in paper_poolings(run) if p.method != "attention"
         ]
-        pairs, _ = train_all(run, clips[network], caches[network], poolings)
+        pairs = trained_pairs(run, clips[network], caches[network], poolings)
         found.append(score_pairs(run, clips[network], pairs))
     return pd.concat(found, ignore_index=True) if found else None
 
@@ -157,7 +152,7 @@ def verdict(steps, masks):
 
 def loss_figure(losses, chance):
     """Training loss by epoch, one panel a network, one line a pooling (mean over seeds). losses: list of
-    DataFrames of `train_all`; chance: ln of the batch size."""
+    the losses of trainings, as DataFrames; chance: ln of the batch size."""
     losses = pd.concat(losses, ignore_index=True)
     shape = {"col": "network", "kind": "line", "height": 2.6, "aspect": 1.2}
     grid = sns.relplot(losses, x="epoch", y="loss", hue="pooling", errorbar=None, **shape)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..evaluation import batches, counts, mean_interval, prompts, score_contrast
+from ..evaluation import batches, counts, mean_interval, prompts, score_contrast, spread
 from ..method import itsm
 from ..shift import POOLINGS, channels, foreground_tokens, shift_statistics, without_channels
 
@@ -148,11 +148,11 @@ def link_table(rows):
     lines = []
     for (name, network), part in _groups(rows):
         line = {"dataset": name, "network": network}
-        line["rho"], line["rho_low"], line["rho_high"] = rank_correlation(part["shifted"], part["mSC"])
+        line |= spread("rho", rank_correlation(part["shifted"], part["mSC"]))
         line |= {column: 100 * part[column].mean() for column in ("mSC", "mSC_kept", "mSC_random")}
         _, line["kept_low"], line["kept_high"] = (100 * v for v in mean_interval(part["mSC_kept"]))
         gain = mean_interval(100 * (part["mSC_kept"] - part["mSC_random"]))
-        lines.append(line | dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True)))
+        lines.append(line | spread("gain", gain))
     return pd.DataFrame(lines)
 
 
@@ -164,12 +164,8 @@ def dispersion_gains(rows):
         for pooling in POOLINGS[1:]:
             gain = mean_interval(100 * (part[f"distinct_{pooling}"] - part["distinct_max"]))
             line = {"dataset": name, "network": network, "than": pooling}
-            lines.append(line | _measured("distinct", gain))
+            lines.append(line | spread("distinct", gain))
     return pd.DataFrame(lines)
-
-
-def _measured(name, three):
-    return dict(zip((name, f"{name}_low", f"{name}_high"), three, strict=True))
 
 
 def chance_table(rows):
@@ -188,7 +184,7 @@ def chance_table(rows):
                 line = {"dataset": name, "network": network, "size": size, "images": len(inside)}
                 line |= {column: inside[column].mean() for column in ("shifted", "independent", "random")}
                 gap = mean_interval(inside["shifted"] - inside["independent"])
-                lines.append(line | _measured("excess", gap))
+                lines.append(line | spread("excess", gap))
     return pd.DataFrame(lines)
 
 
