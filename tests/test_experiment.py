@@ -147,7 +147,7 @@ def test_what_moves_no_number_does_not_switch_the_check_off():
 
 
 def test_every_setting_of_a_profile_is_an_option():
-    structured = {"replicates", "masks", "training"}  # by --set
+    structured = {"replicates", "scratch", "masks", "training"}  # by --set
     assert {*SETTINGS, *structured} == {*experiment.Profile.model_fields}
     assert options._set(["training.lr=1e-3", "training.epochs=3", "masks={}"]) == {
         "training": {"lr": "1e-3", "epochs": 3},

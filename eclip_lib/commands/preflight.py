@@ -55,6 +55,7 @@ def _named(run):
     """Files that the settings name and that are not there."""
     named = [(run.pretrained, run.networks), (run.projection, ["projection"])]
     named += [(where.partition("=")[2], [name]) for name, where in run.masks.items()]
+    named += [(where, [network]) for network, where in run.scratch.items()]
     known, found = checkpoints.registry()["weights"], []
     for word, parts in named:
         file = word and word not in known and Path(word).suffix in checkpoints.SUFFIXES
@@ -97,7 +98,8 @@ def _obtained(file, say):
 
 def weights(run):
     """The files of weights that a run names, or that are registered for its networks and masks."""
-    words = [run.pretrained, run.projection, *(where.partition("=")[2] for where in run.masks.values())]
+    words = [run.pretrained, run.projection, *run.scratch.values()]
+    words += [where.partition("=")[2] for where in run.masks.values()]
     named = checkpoints.files_of(*(word for word in words if word and checkpoints.is_path(word)))
     tag = "openai" if run.pretrained == "default" else run.pretrained
     known = [checkpoints.registered(network, tag) for network in run.networks]

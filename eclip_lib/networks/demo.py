@@ -69,13 +69,12 @@ def words():
 
 
 def checkpoint(network, tag="default"):
-    """Path of a bundled checkpoint: `tag` is "default" (the first) or "seed0", "seed1", … Raises
-    ValueError."""
+    """Path of a bundled checkpoint: `tag` is "default" ("seed0"), "seed0", "seed1", …, or "scratch" (trained
+    on nothing but the small caption set, Table 4). Raises ValueError."""
     tags = [
-        path.stem.removeprefix(f"{network}-") for path in sorted(FOLDER.glob(f"{network}-seed*.safetensors"))
+        path.stem.removeprefix(f"{network}-") for path in sorted(FOLDER.glob(f"{network}-s*.safetensors"))
     ]
-    if tag == "default" and tags:
-        tag = tags[0]
+    tag = "seed0" if tag == "default" else tag
     if tag not in tags:
         raise ValueError(
             f"{network} has no bundled checkpoint {files.few([tag])!r}; it has {', '.join(tags)}. A path or None (random "
@@ -90,13 +89,6 @@ def require(network):
         raise FileNotFoundError(
             f"{network} comes with a clone of the repository, whose data/demo holds it, not with the package"
         )
-
-
-def scratch(network):
-    """Path of the bundled CLIP of this architecture that saw nothing but the small caption set (Table 4), or
-    None."""
-    path = FOLDER / f"{network}-scratch.safetensors"
-    return path if path.exists() else None
 
 
 @cache

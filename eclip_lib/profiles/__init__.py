@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .. import files
 from ..datasets import REGISTRY
 from ..networks import demo
-from ..networks.checkpoints import registry
+from ..networks.checkpoints import is_path, registry
 
 UNCHANGED = "profile"  # a parameter's value that means: as the profile says
 
@@ -43,6 +43,7 @@ class Profile(BaseModel):
     pretrained: str | None
     datasets: list[str] = Field(min_length=1)
     replicates: dict[str, list[str]]  # network: its trainings, from different seeds
+    scratch: dict[str, str] = {}  # network: its weights after a training on `pairs` alone (Table 4)
     root: str | None
     limit: int | None = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -107,6 +108,8 @@ def read_settings(profile, parameters):
         settings["pretrained"] = None
     if settings["networks"] != before["networks"] or settings["pretrained"] != before["pretrained"]:
         settings["replicates"] = {}
+    if settings["pretrained"] != before["pretrained"] and "scratch" not in given:
+        settings["scratch"] = {}
     changed = [name for name in given if settings[name] != before[name]]
     compared = {name: settings[name] for name in changed if name not in INCIDENTAL}
     place = path.stem if not compared else f"{path.stem}-{files.digest(compared)[:6]}"
@@ -115,7 +118,9 @@ def read_settings(profile, parameters):
     if part is None:  # one of the profile's networks, in a folder that is not for it alone
         alone = len(settings["networks"]) == 1 < len(before["networks"]) and out.absolute() != own
         part = settings["networks"][0] if alone and settings["networks"][0] in before["networks"] else ""
-    kept = {k: _without(settings[k], dropped) for k in ("networks", "replicates", "datasets", "masks")}
+    kept = {
+        k: _without(settings[k], dropped) for k in ("networks", "replicates", "scratch", "datasets", "masks")
+    }
     kept |= {"pairs": None} if "pairs" in dropped else {}
     whole = _without(before["networks"] if part else settings["networks"], dropped)
     about = {
@@ -188,7 +193,11 @@ def _anchored(settings):
     elif root:
         root = str(files.REPOSITORY / files.place(root))
     pairs = settings["pairs"] and placed(settings["pairs"], ":")
-    return settings | {"root": root, "pairs": pairs, "masks": masks}
+    scratch = {
+        name: str(files.REPOSITORY / files.place(where)) if is_path(where) else where
+        for name, where in settings["scratch"].items()
+    }
+    return settings | {"root": root, "pairs": pairs, "masks": masks, "scratch": scratch}
 
 
 def checked(run, path):

@@ -13,7 +13,6 @@ from ..evaluation import table as summary_table
 from ..evaluation.statistics import VALUES
 from ..explainers import about, explainer, maps, named
 from ..method import itsm
-from ..networks import demo
 from ..networks.loading import is_vit
 
 TABLE_1, TABLE_2 = ["clip", "rclip", "eclip"], ["clip", "grad_cam", "bi_model", "rclip", "eclip"]
@@ -141,8 +140,8 @@ def table_4(run):
     dataset and method."""
     parts = []
     for network in run.networks:
-        scratch = demo.scratch(network) if run.pretrained == "default" else None
-        clip, small = run.load_clip(network), scratch and run.load_clip(network, scratch)
+        clip, scratch = run.load_clip(network), run.scratch.get(network)
+        small = run.load_clip(network, scratch) if scratch else None
         pair = files.digest(run.load_pair(clip)) if has_pair(run) else None
         for name in run.datasets:
             dataset = run.load_dataset(name)
