@@ -12,7 +12,6 @@ import torch
 
 from ..method import ImageFeatures, itsm, score
 from ..networks.clip import to_batch
-from ..networks.encoders import vit_tokens
 
 CHUNK = 32  # pairs a backward pass holds at once
 
@@ -87,11 +86,11 @@ def vit_blocks(clip, method):
 
 
 @torch.no_grad()
-def tokens_before(clip, images, index, first):
-    """What a ViT's block number `first` reads, for every pair [P, 1 + N, C]; each image runs through the
-    earlier blocks once. Requires a gradient, so that everything after it is differentiable."""
+def once_an_image(begin, images, index):
+    """begin(images) for every pair [P, …]; each image runs once through what no gradient needs. Requires a
+    gradient, so that everything after it is differentiable."""
     used, place = index[:, 0].unique(return_inverse=True)
-    return vit_tokens(clip.model.visual, images[used].to(clip.device), first)[place].requires_grad_()
+    return begin(images[used])[place].requires_grad_()
 
 
 @torch.no_grad()

@@ -5,11 +5,13 @@ R starts as the identity; for each chosen block in order R ← R + cam R with ca
 max(gradient ⊙ attention, 0), the gradient being that of the image-text logit with its scale; the map is the
 class token's row of R. ViT only."""
 
+from functools import partial
+
 import torch
 
 from ..method import score
-from ..networks.encoders import finish_vit, residual_block
-from .base import PairMap, tokens_before, vit_blocks
+from ..networks.encoders import finish_vit, residual_block, vit_tokens
+from .base import PairMap, once_an_image, vit_blocks
 
 
 def bi_model(clip, layers="last"):
@@ -18,9 +20,10 @@ def bi_model(clip, layers="last"):
     if layers not in ("last", "all"):
         raise ValueError(f"layers is 'last' or 'all', not {layers!r}")
     first = len(blocks) - 1 if layers == "last" else 0
+    begin = partial(vit_tokens, visual, blocks=first)
 
     def explain(images, text, index):
-        x, attention = tokens_before(clip, images, index, first), []
+        x, attention = once_an_image(begin, images, index), []
         for block in blocks[first:]:
             x, inside = residual_block(block, x)
             attention.append(inside.weights)

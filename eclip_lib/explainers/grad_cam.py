@@ -3,24 +3,32 @@
 Target layer: on a ViT the first layer norm of the last block, reshaped to the grid; on a ResNet the last
 stage."""
 
+from functools import partial
+
 import torch
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from ..method import score
-from .base import PairMap
+from ..networks.encoders import finish_resnet, finish_vit, resnet_stages, vit_tokens
+from .base import PairMap, once_an_image
 
 
 class _Cosines(nn.Module):
-    """[P, 3, S, S] -> [P, T], Eq. 3."""
+    """What the last block or stage reads, of P pairs -> [P, T], Eq. 3."""
 
     def __init__(self, clip, text):
         super().__init__()
         self.model, self.clip, self.text = clip.model, clip, text
 
-    def forward(self, images):
-        return score(self.clip.encode_image(images).class_token, self.text, self.clip.projection)
+    def forward(self, x):
+        visual = self.model.visual
+        if self.clip.is_vit:
+            features = finish_vit(visual, visual.transformer.resblocks[-1](x))
+        else:
+            features = finish_resnet(visual, visual.layer4(x))
+        return score(features.class_token, self.text, self.clip.projection)
 
 
 class _GridCAM(GradCAM):
@@ -35,15 +43,15 @@ def grad_cam(clip):
     if not clip.is_vit and not hasattr(visual, "layer4"):
         raise ValueError(f"grad_cam knows the layers of OpenAI's ViTs and ResNets; {clip.network} is neither")
     layer = visual.transformer.resblocks[-1].ln_1 if clip.is_vit else visual.layer4
+    begin = partial(vit_tokens, visual, blocks=-1) if clip.is_vit else partial(resnet_stages, visual)
 
     def to_grid(tokens):
         return tokens[:, 1:].transpose(1, 2).unflatten(2, tuple(visual.grid_size))
 
     def explain(images, text, index):
-        # nothing else requires a gradient: the weights are locked
-        images = images[index[:, 0]].detach().requires_grad_()
+        x = once_an_image(begin, images, index)  # nothing else requires a gradient: the weights are locked
         with _GridCAM(_Cosines(clip, text), [layer], to_grid if clip.is_vit else None) as cam:
-            maps = cam(images, [ClassifierOutputTarget(t) for t in index[:, 1].tolist()])
+            maps = cam(x, [ClassifierOutputTarget(t) for t in index[:, 1].tolist()])
         return torch.from_numpy(maps).to(images.device)
 
     return PairMap(explain)

@@ -53,7 +53,9 @@ def image_features(visual, images):
     """[B, 3, H, W] -> `ImageFeatures`, differentiable in `images`."""
     if isinstance(visual, VisionTransformer):
         return finish_vit(visual, visual.transformer(embed_vit(visual, images)))
-    return (_resnet if isinstance(visual, ModifiedResNet) else _timm)(visual, images)
+    if isinstance(visual, ModifiedResNet):
+        return finish_resnet(visual, visual.layer4(resnet_stages(visual, images)))
+    return _timm(visual, images)
 
 
 def embed_vit(visual, images):
@@ -77,8 +79,13 @@ def finish_vit(visual, x):
     return ImageFeatures(x[:, 0], x[:, 1:], tuple(visual.grid_size))
 
 
-def _resnet(visual, images):
-    x = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
+def resnet_stages(visual, images):
+    """[B, 3, H, W] -> what the last stage of a ResNet reads, [B, C, h, w]."""
+    return visual.layer3(visual.layer2(visual.layer1(visual.stem(images))))
+
+
+def finish_resnet(visual, x):
+    """What the last stage of a ResNet gives, [B, C, h, w] -> `ImageFeatures`."""
     grid, feature_map, pool = tuple(x.shape[2:]), x.flatten(2).transpose(1, 2), visual.attnpool
     x = torch.cat([feature_map.mean(1, keepdim=True), feature_map], 1) + pool.positional_embedding
     # CLIP asks this pool with its mean token alone; here every token asks
