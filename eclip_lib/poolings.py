@@ -95,23 +95,23 @@ def encode_pairs(clip, masks, source, part, about, view=0, workers=0, attention=
             continue
         places, pictures, captions, truths = map(list, zip(*good, strict=True))
         images = to_batch(pictures, clip.device)
-        features = clip.encode_image(images)
+        features, rgb = clip.encode_image(images), clip.to_rgb(images)
         found = {}
         for name, mask in masks.items():
             known = attention.get(name)
             if known is not None and known[places].isnan().any():
-                known[places] = mask(clip.to_rgb(images)).float().cpu()
-            found[name] = _on_grid(mask, clip, images, features.grid, truths, known, places)
+                known[places] = mask(rgb).float().cpu()
+            found[name] = _on_grid(mask, rgb, features.grid, truths, known, places)
         rows = pooled_columns(features, found) | {"text": clip.encode_text(captions)}
         for name, tensor in rows.items():
             columns.setdefault(name, []).append(tensor.float().cpu())
     return {name: torch.cat(parts).contiguous() for name, parts in columns.items()}, left_out
 
 
-def _on_grid(mask, clip, images, grid, truths, known, places):
+def _on_grid(mask, rgb, grid, truths, known, places):
     """A [B, N] of a mask on CLIP's grid."""
     if known is not None:
-        return resize_attention(known[places].to(clip.device), mask.grid, grid)
+        return resize_attention(known[places].to(rgb.device), mask.grid, grid)
     if mask is True:  # the source's own masks: each cell's share of the foreground
-        return F.adaptive_avg_pool2d(torch.stack(truths).float(), grid).flatten(1).to(clip.device)
-    return mask(clip.to_rgb(images), grid)
+        return F.adaptive_avg_pool2d(torch.stack(truths).float(), grid).flatten(1).to(rgb.device)
+    return mask(rgb, grid)

@@ -12,6 +12,7 @@ IEEE 754), and everything that comes from a library's sine or exponential is rou
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -323,9 +324,10 @@ class Scenes(Dataset):
 
     def example(self, item):
         scene = sample(SEEDS[self.split], item, self.level, self.colours)
-        return Example(f"{self.split}-{self.level}-{item:06d}", scene.image, scene.masks)
+        return Example(f"{self.split}-{self.level}-{item:06d}", scene.image.copy(), scene.masks)
 
 
+@lru_cache(1000)  # the test scenes of both levels, 0.2 MB each: several networks see them
 def sample(seed, index, level="plain", colours="typical"):
     """The scene (seed, index): the first of the layouts index, index + 10^9, … that shows an object."""
     while True:

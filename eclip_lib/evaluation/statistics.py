@@ -4,6 +4,8 @@ words (paper §4.1).
 An interval names its unit. Over images it is a bootstrap that resamples whole images; over trainings it is
 Student's t."""
 
+from functools import lru_cache
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -52,12 +54,16 @@ def bootstrap(rows: pd.DataFrame, value: str, resamples: int = 1000, seed: int =
     sums, counts = (np.zeros((len(images), len(classes))) for _ in range(2))
     np.add.at(sums, (image[known], label[known]), rows[value].to_numpy()[known])
     np.add.at(counts, (image[known], label[known]), 1)
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(len(images), np.full(len(images), 1 / len(images)), size=resamples).astype(
-        float
-    )
+    weights = _draws(len(images), resamples, seed)
     with np.errstate(invalid="ignore"):
         return 100 * np.nanmean((weights @ sums) / (weights @ counts), axis=1)
+
+
+@lru_cache(4)
+def _draws(images, resamples, seed):
+    """How often each image is drawn -> [resamples, images]."""
+    even = np.full(images, 1 / images)
+    return np.random.default_rng(seed).multinomial(images, even, size=resamples).astype(float)
 
 
 def mean_interval(values, seed=0):
