@@ -24,13 +24,24 @@ class Projection(nn.Module, ModelHubMixin):
     `push_to_hub(repo)`, `save_pretrained(folder)` and `from_pretrained(repo or folder)` share it on the
     Hugging Face hub, with a card made from the metadata."""
 
-    def __init__(self, image_width, text_width, width, image_bias=False, reads="tokens", metadata=None):
+    def __init__(
+        self, image_width, text_width, width, image_bias=False, reads="tokens", metadata=None, text_bias=False
+    ):
         super().__init__()
         if reads not in ("tokens", "feature_map"):
             raise ValueError(f"a projection reads 'tokens' or 'feature_map', not {reads!r}")
         self.image = nn.Linear(image_width, width, bias=image_bias)
-        self.text = nn.Linear(text_width, width, bias=False)
+        self.text = nn.Linear(text_width, width, bias=text_bias)
         self.reads, self.metadata = reads, dict(metadata or {})
+
+    @classmethod
+    def of_state(cls, state, reads="tokens", metadata=None):
+        """The pair that has these tensors, named as in its `state_dict`."""
+        (width, text_width), image_width = state["text.weight"].shape, state["image.weight"].shape[1]
+        biases = ("image.bias" in state, "text.bias" in state)
+        pair = cls(image_width, text_width, width, biases[0], reads, metadata, biases[1])
+        pair.load_state_dict(state)
+        return pair
 
     def save(self, path: str | Path) -> None:
         """Write the pair and its metadata as safetensors, atomically; the folder is made. Raises OSError."""
@@ -52,11 +63,7 @@ class Projection(nn.Module, ModelHubMixin):
             with safe_open(str(path), "pt") as file:
                 metadata = json.loads((file.metadata() or {})["projection"])
             tensors = load_file(str(path))
-            (width, text_width), image_width = tensors["text.weight"].shape, tensors["image.weight"].shape[1]
-            pair = cls(
-                image_width, text_width, width, "image.bias" in tensors, metadata.pop("reads"), metadata
-            )
-            pair.load_state_dict(tensors)
+            pair = cls.of_state(tensors, metadata.pop("reads"), metadata)
         except Exception as error:
             reason = str(error).splitlines()[0][:100]
             raise ValueError(

@@ -15,7 +15,8 @@ def new_pair(clip, image_width, reads, seed=0, init="random"):
     """An untrained `Projection`. init: "random" (CLIP's own initialisation, the paper's "new") or "clip" (a
     copy of CLIP's pair)."""
     own = clip.projection
-    pair = Projection(image_width, own.text.in_features, own.text.out_features, reads=reads)
+    biased = init == "clip" and own.text.bias is not None
+    pair = Projection(image_width, own.text.in_features, own.text.out_features, reads=reads, text_bias=biased)
     if init == "clip":
         if own.image.in_features != image_width:
             raise ValueError(

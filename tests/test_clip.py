@@ -42,10 +42,11 @@ def test_the_families_that_the_readme_lists_load_or_refuse():
     names = "convnext_large EVA02-L-14 MobileCLIP2-S0 ViT-H-14-quickgelu ViT-L-14-336 RN50x4 ViTamin-L"
     for network in names.split():
         networks.empty_clip(network)
-    names = "ViT-B-16-SigLIP2 PE-Core-B-16 ViT-H-14-CLIPA coca_base xlm-roberta-base-ViT-B-32"
+    names = "ViT-B-16-SigLIP2 PE-Core-B-16 ViT-H-14-CLIPA coca_ViT-B-32 coca_base convnext_large_d"
     for network in names.split():
-        with pytest.raises(ValueError, match=network):
-            networks.empty_clip(network)
+        networks.empty_clip(network)
+    with pytest.raises(ValueError, match="xlm-roberta-base-ViT-B-32"):
+        networks.empty_clip("xlm-roberta-base-ViT-B-32")
 
 
 @torch.no_grad()
@@ -334,10 +335,7 @@ def test_what_cannot_be_loaded_says_why(tmp_path):
         with pytest.raises(ValueError, match=message):
             eclip.load_clip("scenes-ViT-32", tmp_path / name)
     wrong = {("ViT-B-61", None): "ViT-B-16", ("ViT-B-16", "nobody"): "has no weights"}
-    wrong |= {("scenes-RN", "seed77"): "no bundled", ("ViT-B-16-SigLIP", None): "attention head of its own"}
-    wrong |= {("coca_ViT-B-32", None): "an attention pool, not through its class token"}
-    wrong |= {("ViT-L-14-CLIPA", None): "pools by 'avg'", ("roberta-ViT-B-32", None): "transformers"}
-    for which, message in (wrong | {("convnext_large_d", None): "no linear projection"}).items():
+    for which, message in (wrong | {("scenes-RN", "seed77"): "no bundled"}).items():
         with pytest.raises(ValueError, match=message):
             eclip.load_clip(*which)
 

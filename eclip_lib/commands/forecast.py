@@ -13,7 +13,7 @@ from ..datasets.tars import samples
 from ..files import REPOSITORY, cores
 from ..networks import checkpoints, demo
 from ..networks.clip import own_weights
-from ..networks.loading import empty_clip, is_vit
+from ..networks.loading import empty_clip, is_vit, pools
 from ..poolings import GROUND_TRUTH, Pooling, columns_of
 from .notebooks import notebooks
 from .resources import registered_pairs, status, weight_files
@@ -52,15 +52,14 @@ def mask_flops(network):
 
 def widths(network):
     """(C, Ct, D): what a learned pair of a network reads of image and text, and its joint space."""
-    image, _, text = own_weights(empty_clip(network), network)
-    return image.shape[1], text.shape[1], image.shape[0]
+    own = own_weights(empty_clip(network), network)
+    return own["image.weight"].shape[1], *reversed(own["text.weight"].shape)
 
 
 def bytes_of_a_pair(network, masks):
     """Bytes of one pair in a network's cache with these masks, in one view."""
     image, text, _ = widths(network)
-    reads = "tokens" if is_vit(network) else "feature_map"
-    return 4 * (len(columns_of(reads, masks)) * image + text)
+    return 4 * (len(columns_of(pools(network), masks)) * image + text)
 
 
 def plan(run):
@@ -90,7 +89,7 @@ def plan(run):
     for network in run.networks:
         masks = [*run.masks, *(beyond if network == first else ())] if pairs else []
         own = views * pairs * (1 + (network == first))  # CLIP's own attention takes a pass
-        columns = columns_of("tokens" if is_vit(network) else "feature_map", masks)
+        columns = columns_of(pools(network), masks)
         count = len(run.every_training(map(Pooling.of, columns), network == first)) if pairs else 0
         flops, kept = training(network, widths(network), count)
         text = views * pairs * encoder_flops(network, text=True)

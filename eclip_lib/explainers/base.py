@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cached_property
 
 import torch
+from torch import nn
 
 from ..method import ImageFeatures, itsm, score
 from ..networks.clip import to_batch
@@ -80,9 +81,12 @@ def maps(
 
 def vit_blocks(clip, method):
     """The residual blocks of a ViT. Raises ValueError on another network, in the method's name."""
-    if not clip.is_vit:
-        raise ValueError(f"{method} needs a ViT's attention; {clip.network} is none")
-    return clip.model.visual.transformer.resblocks
+    blocks = clip.model.visual.transformer.resblocks if clip.is_vit else ()
+    if not blocks or not isinstance(blocks[-1].attn, nn.MultiheadAttention):
+        raise ValueError(
+            f"{method} reads the attention of OpenAI's ViTs, pooled by their class token; {clip.network} is none"
+        )
+    return blocks
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ import yaml
 
 from .. import downloads, files
 
+# what may lie beside weights and decides how they are read: open_clip's configuration, transformers'
+BESIDE = ("open_clip_config.json", "config.json", "preprocessor_config.json")
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".tar")
 
 
@@ -97,7 +99,7 @@ def files_of(*words):
     found = []
     for path in (files.place(word) for word in words if word):
         if os.path.isfile(path):  # False for what no file can be called
-            beside = [path.with_name(name) for name in ("config.json", "open_clip_config.json")]
+            beside = [path.with_name(name) for name in BESIDE]
             found += [path, *(file for file in beside if file.is_file())]
         whole = path if os.path.isdir(path) else path.parent if path.name.endswith(".index.json") else None
         if whole and whole.is_dir():

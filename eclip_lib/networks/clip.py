@@ -12,7 +12,8 @@ from functools import cached_property
 import open_clip
 import torch
 from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
+from open_clip.transformer import TextTransformer, text_global_pool
+from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -20,7 +21,7 @@ from .. import files
 from ..method import ImageFeatures
 from ..projection import Projection
 from . import demo
-from .encoders import image_features, image_projection
+from .encoders import image_features, image_projection, pools_class_token
 
 PROMPT = "a photo of the {}"
 
@@ -55,7 +56,7 @@ def _to_rgb(image):
 class Clip:
     """A locked CLIP. Attributes: `network`, `pretrained` (a word for tables and titles), `preprocess` (PIL
     image -> float32 [3, S, S]), `image_size` S (or (H, W)), `statistics` (mean and std of the preprocessing),
-    `projection` (CLIP's own pair), `is_vit`, `pools` ("tokens" or "feature_map": what `pool` reads and a
+    `projection` (CLIP's own pair), `is_vit` (open_clip's, pooling its class token), `pools` ("tokens" or "feature_map": what `pool` reads and a
     learned pair projects), `logit_scale` (float, the factor on cosines), `device`, `model` (open_clip's)."""
 
     def __init__(self, model, tokenizer, network, pretrained, device, precision="fp32"):
@@ -76,7 +77,7 @@ class Clip:
                 transforms.Normalize(config["mean"], config["std"]),
             ]
         )
-        self.is_vit = isinstance(model.visual, VisionTransformer)
+        self.is_vit = pools_class_token(model.visual)
         self.pools = "feature_map" if isinstance(model.visual, ModifiedResNet) else "tokens"
         if self.device.type == "cuda" and not self.is_vit:  # what cuDNN's convolutions are fastest on
             model.visual.to(memory_format=torch.channels_last)
@@ -93,9 +94,10 @@ class Clip:
     @cached_property
     def identity(self):
         """What decides this CLIP's features, as JSON's types: its weights' digest, whatever their file is
-        called, its activation, input size and precision; network and weights by name for the reader."""
+        called, its activation, input size, preprocessing and precision; network and weights by name."""
         about = {"network": self.network, "weights": self.pretrained, "model": files.digest(self.model)}
         about |= {"quick_gelu": _is_quick(self.model), "input": list(self.size), "precision": self.precision}
+        about["statistics"] = [list(values) for values in self.statistics]
         return about if self.backbone is None else about | {"backbone": files.digest(self.backbone)}
 
     def to_rgb(self, images):
@@ -121,8 +123,8 @@ class Clip:
         )
 
     def encode_text(self, texts: str | Sequence[str]) -> torch.Tensor:
-        """A list of T prompts -> F_t [T, Ct]: the end-of-text token after the final layer norm, before the
-        projection.
+        """A list of T prompts -> F_t [T, Ct]: the token that stands for the text (its end, mostly) after the
+        final layer norm, before the projection.
 
         A demo network warns about words its captions never contained, every network about a prompt that it
         cuts."""
@@ -131,10 +133,13 @@ class Clip:
             raise ValueError("no text to encode")
         self._warn_of(texts)
         tower, tokens = _text_tower(self.model), self.tokenizer(texts).to(self.device)
-        x = tower.token_embedding(tokens) + tower.positional_embedding
-        x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask))
-        own = tower is self.model
-        kind, end = (tower.text_pool_type, tower.text_eos_id) if own else (tower.pool_type, tower.eos_id)
+        if tower is self.model:
+            x, mask = tower.token_embedding(tokens) + tower.positional_embedding, tower.attn_mask
+            kind, end = tower.text_pool_type, tower.text_eos_id
+        else:
+            x, mask = tower._embeds(tokens)
+            kind, end = "last" if tower.cls_emb is not None else tower.pool_type, tower.eos_id
+        x = tower.ln_final(tower.transformer(x, attn_mask=mask))
         return text_global_pool(x, tokens, kind, eos_token_id=end)
 
     def _warn_of(self, texts):
@@ -172,26 +177,21 @@ def _text_tower(model):
 
 
 def own_weights(model, network):
-    """CLIP's own (φ_i, φ_t) -> (weight [D, C], its bias or None, text weight [D, Ct]). Raises ValueError with
-    the reason where an encoder has none."""
+    """CLIP's own (φ_i, φ_t) as the state of a `Projection`; SigLIP's φ_t has a bias. Raises ValueError with the
+    reason where an encoder has none."""
     weight, bias = image_projection(model.visual, network)
     tower = _text_tower(model)
-    usual = tower is model or (
-        isinstance(tower, TextTransformer) and tower.cls_emb is None and not tower.use_pad_mask
-    )
     text = getattr(tower, "text_projection", None)
-    if not usual or not isinstance(text, torch.Tensor):
-        kind = type(tower).__name__
+    if not (tower is model or isinstance(tower, TextTransformer)) or text is None:
         raise ValueError(
-            f"{network}: its text encoder ({kind}) has no plain linear projection after one pooled token"
+            f"{network}: its text encoder ({type(tower).__name__}) has no plain linear projection after one "
+            "pooled token"
         )
-    return weight, bias, text.T
+    linear = isinstance(text, nn.Linear)
+    state = {"image.weight": weight, "image.bias": bias, "text.weight": text.weight if linear else text.T}
+    state["text.bias"] = text.bias if linear else None
+    return {name: tensor for name, tensor in state.items() if tensor is not None}
 
 
 def _own_projection(model, network):
-    weight, bias, text = own_weights(model, network)
-    pair = Projection(weight.shape[1], text.shape[1], weight.shape[0], image_bias=bias is not None)
-    pair.load_state_dict(
-        {"image.weight": weight, "text.weight": text} | ({} if bias is None else {"image.bias": bias})
-    )
-    return pair
+    return Projection.of_state(own_weights(model, network))

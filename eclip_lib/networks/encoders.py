@@ -1,10 +1,14 @@
 """CLIP's image encoders from the inside: what F_c, the tokens F_i and φ_i are in each architecture (paper
 §3.1, Eq. 1 and 2).
 
-    VisionTransformer   every token after the final layer norm; φ_i is `proj` (ViT-B-16, MetaCLIP, …)
+    VisionTransformer   every token after the final layer norm; φ_i is `proj` (ViT-B-16, MetaCLIP, CLIPA, …)
     ModifiedResNet      the attention pool asked by every token; φ_i is its output projection (RN50, …)
-    TimmModel           every token through the trunk's own head as a picture of one token; φ_i is the linear
-                        map that follows (EVA, MobileCLIP, ConvNeXt, ViTamin)
+    TimmModel           every token through the trunk's own head as a picture of this token alone; φ_i is the
+                        linear map that follows (EVA, MobileCLIP, ConvNeXt, ViTamin, PE-Core, …)
+
+An attention pool that is asked by a query of its own (SigLIP, SigLIP 2, PE-Core, CoCa) weighs a single token
+with 1, whatever it is asked: F_i is the pool's value path. Where nothing follows the head (SigLIP), φ_i is the
+identity: the map compares what the head makes of each token, and ECLIP's pair reads that.
 
 Together with `clip.py` the only place that knows open_clip's insides."""
 
@@ -22,31 +26,29 @@ from ..method import ImageFeatures
 
 
 def image_projection(visual, network):
-    """φ_i -> (weight [D, C], bias [D] or None). Raises ValueError with the reason where an encoder has none,
-    or pools in a way that leaves the tokens without one."""
+    """φ_i -> (weight [D, C], bias [D] or None), the identity where nothing follows the head. Raises ValueError
+    with the reason where an encoder pools in a way that leaves the tokens without one."""
     if isinstance(visual, VisionTransformer):
-        if visual.attn_pool or visual.pool_type != "tok":
-            way = "an attention pool" if visual.attn_pool else repr(visual.pool_type)
-            raise ValueError(f"{network}: its image encoder pools by {way}, not through its class token")
+        if visual.pool_type == "none":
+            raise ValueError(f"{network}: its image encoder pools in no single step that a token could take")
         return visual.proj.T, None
     if isinstance(visual, ModifiedResNet):
         return visual.attnpool.c_proj.weight, visual.attnpool.c_proj.bias
     if not isinstance(visual, TimmModel):
         raise ValueError(f"{network}: no known way to the image tokens of a {type(visual).__name__}")
     trunk, head = visual.trunk, visual.head
-    if getattr(trunk, "attn_pool", None) is not None or hasattr(head, "pool"):
-        raise ValueError(
-            f"{network}: its image encoder pools by an attention head of its own (SigLIP's way), which "
-            "maps no single token"
-        )
-    if getattr(trunk, "cls_token", None) is not None and trunk.global_pool != "token":
-        raise ValueError(
-            f"{network}: its image encoder pools by {trunk.global_pool!r}, not through its class token"
-        )
-    linear = getattr(head, "proj", None) or trunk.get_classifier()
-    if hasattr(head, "mlp") or not isinstance(linear, nn.Linear):
-        raise ValueError(f"{network}: no linear projection follows its image encoder")
+    if hasattr(head, "pool") or not getattr(trunk, "global_pool", True):
+        raise ValueError(f"{network}: its image encoder pools outside the head that a token could pass")
+    mlp = getattr(head, "mlp", None)
+    linear = mlp.fc2 if mlp else getattr(head, "proj", None) or trunk.get_classifier()
+    if isinstance(linear, nn.Identity):
+        return torch.eye(getattr(trunk, "head_hidden_size", trunk.num_features)), None
     return linear.weight, linear.bias
+
+
+def pools_class_token(visual):
+    """Whether an encoder is a ViT of open_clip's whose class token alone is compared with texts."""
+    return isinstance(visual, VisionTransformer) and not visual.attn_pool and visual.pool_type == "tok"
 
 
 def image_features(visual, images):
@@ -75,8 +77,16 @@ def vit_tokens(visual, images, blocks):
 def finish_vit(visual, x):
     """What the last block of a ViT gives, [B, 1 + N, C] -> `ImageFeatures`, every token after the final layer
     norm."""
-    x = visual.ln_post(x)
-    return ImageFeatures(x[:, 0], x[:, 1:], tuple(visual.grid_size))
+    tokens = visual.ln_post(_alone(visual.attn_pool, x) if visual.attn_pool else x)
+    pooled = tokens[:, 0] if pools_class_token(visual) else visual._pool(x)[0]
+    return ImageFeatures(pooled, tokens[:, 1:], tuple(visual.grid_size))
+
+
+def _alone(pool, x):
+    """CoCa's attention pool of every token alone: one of its queries will do, all get the same answer."""
+    single = pool.ln_k(x).flatten(0, 1)[:, None]
+    query = pool.ln_q(pool.query[:1]).expand(len(single), -1, -1)
+    return pool.attn(query, single, single, need_weights=False)[0].unflatten(0, x.shape[:2])[:, :, 0]
 
 
 def resnet_stages(visual, images):
@@ -97,14 +107,16 @@ def finish_resnet(visual, x):
 def _timm(visual, images):
     trunk = visual.trunk
     x = trunk.forward_features(images)
-    pooled = trunk.forward_head(x, pre_logits=True)
-    if x.ndim == 3:  # [B, prefix + N, C]
-        grid, single = tuple(trunk.patch_embed.grid_size), x[:, trunk.num_prefix_tokens :, None]
+    if x.ndim == 3:  # [B, prefix + N, C]; its class token, if the head looks for one, is the token as well
+        grid, prefix = tuple(trunk.patch_embed.grid_size), trunk.num_prefix_tokens
+        single = x[:, prefix:, None].expand(-1, -1, 1 + prefix, -1)
     elif getattr(trunk, "output_fmt", "NCHW") == "NHWC":
         grid, single = tuple(x.shape[1:3]), x.flatten(1, 2)[:, :, None, None]
     else:
         grid, single = tuple(x.shape[2:]), x.flatten(2).transpose(1, 2)[..., None, None]
-    tokens = trunk.forward_head(single.flatten(0, 1), pre_logits=True)
+    pooled, tokens = (trunk.forward_head(z, pre_logits=True) for z in (x, single.flatten(0, 1)))
+    if mlp := getattr(visual.head, "mlp", None):  # up to its last layer, which is φ_i
+        pooled, tokens = (mlp.norm(mlp.act(mlp.fc1(z))) for z in (pooled, tokens))
     return ImageFeatures(pooled, tokens.unflatten(0, (len(x), -1)), grid)
 
 

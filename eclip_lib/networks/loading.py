@@ -1,8 +1,8 @@
-"""How a CLIP is loaded: by open_clip's name, a tag, a local checkpoint, or with random weights."""
+"""How a CLIP is loaded: by open_clip's name or a folder's, with a tag, a checkpoint, or random weights."""
 
 import logging
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from . import demo
 from .checkpoints import hub, is_path, obtain, registered
 from .clip import Clip, own_weights
 from .encoders import resize_input
-from .state_dicts import inside, load_into, read_checkpoint
+from .hugging_face import folder_of, has_scheme, inside, source, statistics_beside
+from .state_dicts import load_into, read_checkpoint
 
 
 @contextmanager
@@ -37,12 +38,14 @@ def load_clip(
 ) -> Clip:
     """Load a locked CLIP.
 
-    network: an open_clip model name ("ViT-B-16", "RN50", …) or a demo network (`demo.NETWORKS`). pretrained:
-    "default" (OpenAI's weights; for a demo network its bundled checkpoint), an open_clip tag (for a demo
-    network "seed0" to "seed4"), a path to a local checkpoint (OpenAI's format, open_clip's, transformers'),
-    or None for random weights (the same ones every time). OpenAI weights always get QuickGELU. size: (H, W)
-    of the input in place of the network's own square; position embeddings are interpolated. precision:
-    "fp32", or "bf16" for autocast in the image encoder.
+    network: an open_clip model name ("ViT-B-16", "RN50", …), a folder with open_clip's configuration
+    ("hf-hub:org/model", "local-dir:path"), or a demo network (`demo.NETWORKS`). pretrained: "default"
+    (OpenAI's weights; a folder's own; for a demo network its bundled checkpoint), an open_clip tag (for a
+    demo network "seed0" to "seed4"), a local checkpoint (OpenAI's format, open_clip's, transformers'),
+    "hf-hub:org/model" for the weights of a repository, or None for random weights (the same ones every
+    time). OpenAI weights always get QuickGELU. size: (H, W) of the input in place of the network's own
+    square; position embeddings are interpolated. precision: "fp32", or "bf16" for autocast in the image
+    encoder.
 
     Raises ValueError for an unknown network or tag and for a file that does not fit, FileNotFoundError for a
     missing one."""
@@ -51,22 +54,26 @@ def load_clip(
     require_device(device)
     demo.require(network)
     demo.register()
-    if network not in open_clip.list_models():
+    if not has_scheme(network) and network not in open_clip.list_models():
         near = get_close_matches(network, open_clip.list_models(), 3) or list(demo.NETWORKS)
         raise ValueError(
             f"no network {files.few([network])!r}; near: {', '.join(near)} (open_clip.list_models() has them all)"
         )
     own = network in demo.NETWORKS
     if pretrained == "default" and not own:
-        pretrained = "openai"
+        pretrained = network if has_scheme(network) else "openai"
     elif own and pretrained is not None and not is_path(pretrained):
         pretrained = demo.checkpoint(network, pretrained)
     with _quiet(), torch.random.fork_rng(devices=[]):
         if not own:
             empty_clip(network)  # one that cannot be used is refused before any weight is downloaded
+        tokenizer = _tokenizer(network)
         torch.manual_seed(0)
         if pretrained is None:
-            model, label = open_clip.create_model(network), "random"
+            model, label = _empty(network), "random"
+        elif has_scheme(pretrained):
+            path, label = folder_of(pretrained, weights=True), Path(str(pretrained).partition(":")[2]).name
+            model = _from_file(network, path, size=size)
         elif is_path(pretrained):
             path = files.place(pretrained)
             model = _from_file(network, path, size=size)
@@ -75,7 +82,6 @@ def load_clip(
             model, label = _from_tag(network, pretrained), str(pretrained)
         if size is not None and tuple(size) != tuple(_input_size(model)):
             resize_input(model.visual, size)
-        tokenizer = open_clip.get_tokenizer(network)
     return Clip(model, tokenizer, network, label, device, precision)
 
 
@@ -102,22 +108,70 @@ def empty_clip(network):
     """open_clip's model without memory or weights (on torch's meta device), in a moment. Raises ValueError
     for a network without tokens or projections."""
     demo.register()
+    name = source(network)
     try:
         with _quiet(), torch.device("meta"):
-            model = open_clip.create_model(network, device="meta")
-    except RuntimeError as error:  # a text encoder of Hugging Face's
-        raise ValueError(f"{network}: it cannot be built here ({str(error).splitlines()[0]})") from error
+            model = open_clip.create_model(name, device="meta", load_weights=False)
+    except Exception as error:  # a text encoder of Hugging Face's, or a configuration that fits no class
+        reason = str(error).splitlines()[0][:150]
+        raise ValueError(f"{files.few([network])}: it cannot be built here ({reason})") from error
     own_weights(model, network)
     return model
 
 
-def is_vit(network):
-    """Whether a network is a ViT, by its entry in the registry; nothing is loaded."""
+def _vision(network):
     demo.register()
-    return isinstance(open_clip.get_model_config(network)["vision_cfg"].get("layers"), int)
+    return open_clip.get_model_config(source(network))["vision_cfg"]
+
+
+def is_vit(network):
+    """Whether a network is a ViT of open_clip's that pools its class token (`Clip.is_vit`), by its
+    configuration; nothing is loaded."""
+    about = _vision(network)
+    own = isinstance(about.get("layers"), int) and not about.get("timm_model_name")
+    return own and not about.get("attentional_pool") and about.get("pool_type", "tok") == "tok"
+
+
+def pools(network):
+    """What a learned pair of a network reads (`Clip.pools`), by its configuration; nothing is loaded."""
+    about = _vision(network)
+    resnet = isinstance(about.get("layers"), list) and not about.get("timm_model_name")
+    return "feature_map" if resnet else "tokens"
+
+
+def _tokenizer(network):
+    """open_clip's tokenizer. Raises ValueError where it is transformers' and cannot be had."""
+    name = source(network)
+    theirs = open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
+    try:
+        with hub() if theirs else nullcontext():
+            return open_clip.get_tokenizer(network if theirs else name)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:100]
+        raise ValueError(
+            f"{files.few([network])} reads texts by {theirs or 'SigLIP'}'s tokenizer, which needs `pip install transformers` "
+            f"and the hub once ({reason})"
+        ) from error
+
+
+def _empty(network, quick_gelu=False, beside=None):
+    """open_clip's model with random weights and the preprocessing of the weights to come: as the files beside
+    them say, else as all of open_clip's weights for this network have it, else OpenAI's."""
+    statistics = statistics_beside(beside) if beside else {}
+    if not statistics and not has_scheme(network):
+        tags = open_clip.list_pretrained_tags_by_model(network)
+        known = [open_clip.get_pretrained_cfg(network, tag) for tag in tags]
+        every = {(tuple(about["mean"]), tuple(about["std"])) for about in known}
+        statistics = dict(zip(("mean", "std"), *every, strict=True)) if len(every) == 1 else {}
+    options = {"force_quick_gelu": quick_gelu, "force_preprocess_cfg": statistics}
+    return open_clip.create_model(source(network), load_weights=False, **options)
 
 
 def _from_tag(network, tag):
+    if has_scheme(network):
+        raise ValueError(
+            f"{files.few([network])} brings its own weights; give a path or None in place of {files.few([tag])!r}"
+        )
     if name := registered(network.removesuffix("-quickgelu"), tag):
         return _from_file(network, obtain(name), quick_gelu=tag == "openai")
     config = open_clip.get_pretrained_cfg(network, tag)
@@ -143,7 +197,7 @@ def _from_file(network, path, quick_gelu=None, size=None):
     state, from_openai = read_checkpoint(path)
     if quick_gelu is None:
         quick_gelu = from_openai or _quick_gelu_of(path, network, state)
-    model = open_clip.create_model(network, force_quick_gelu=quick_gelu)
+    model = _empty(network, quick_gelu, path)
     if "text.token_embedding.weight" in model.state_dict() and "token_embedding.weight" in state:
         state = {
             name if name.startswith(("visual.", "logit_")) else f"text.{name}": t for name, t in state.items()

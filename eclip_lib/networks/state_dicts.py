@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from .. import files
+from .hugging_face import WEIGHTS, from_transformers, inside
 
 # where programs keep a model's weights inside a checkpoint, the best first; of others, where most of them are
 CONTAINERS = "state_dict model_state_dict model teacher state_dict_ema model_ema ema module net".split()
@@ -17,24 +18,13 @@ CONTAINERS = "state_dict model_state_dict model teacher state_dict_ema model_ema
 PREFIXES = ("module.", "model.", "backbone.", "clip_model.", "clip.", "net.")
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 STAMPS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's files carry these three
-# what a folder of Hugging Face's holds; beside an index lie the shards that it names
-HUGGING_FACE = [
-    name + suffix
-    for name in (
-        "open_clip_model.safetensors",
-        "model.safetensors",
-        "open_clip_pytorch_model.bin",
-        "pytorch_model.bin",
-    )
-    for suffix in ("", ".index.json")
-]
 
 
 def read_checkpoint(path):
     """A checkpoint -> (state dict in float32 with the model's own names, whether it is OpenAI's). `path`: a
     file of safetensors, torch or TorchScript, or a folder of Hugging Face's.
 
-    Unwrapped are the containers, prefixes and wrappers above, names of transformers' CLIP, and weights of 8
+    Unwrapped are the containers, prefixes and wrappers above, names of transformers' CLIP and SigLIP, and weights of 8
     or 16 bits. Raises FileNotFoundError, or ValueError with one sentence on what the file holds."""
     path = files.place(path)
     state = {}
@@ -52,7 +42,7 @@ def read_checkpoint(path):
             "float32"
         )
     if any(name.startswith("vision_model.") for name in state):
-        state = _from_transformers(state)
+        state = from_transformers(state)
     return state, any(stamp is not None for stamp in stamps)
 
 
@@ -64,7 +54,7 @@ def _is_plain(tensor):
 def _parts(path):
     """The files of a checkpoint: it, or those of a folder of Hugging Face's; a large one is in shards."""
     if path.is_dir():
-        known = next((path / name for name in HUGGING_FACE if (path / name).is_file()), None)
+        known = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
         if known is None:
             raise FileNotFoundError(f"no checkpoint in the folder {path}; name the file")
         path = known
@@ -76,13 +66,6 @@ def _parts(path):
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise ValueError(f"{path} is no index of a checkpoint's shards; get it again")
     return [part for name in sorted(set(shards.values())) for part in _parts(path.with_name(name))]
-
-
-def inside(about, *keys):
-    """What lies under these keys in a document of JSON, or None."""
-    for key in keys:
-        about = about.get(key) if isinstance(about, dict) else None
-    return about
 
 
 def _document(path):
@@ -167,52 +150,6 @@ def _without_prefixes(state):
             name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)
         }
     return state
-
-
-# transformers' CLIP -> open_clip's, in the order in which they are replaced
-RENAMED = [
-    (r"^vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
-    (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
-    (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
-    (r"^vision_model\.pre_layrnorm\.", "visual.ln_pre."),
-    (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
-    (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
-    (r"^text_model\.embeddings\.token_embedding\.weight$", "token_embedding.weight"),
-    (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
-    (r"^text_model\.final_layer_norm\.", "ln_final."),
-    (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
-    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
-    (r"\.layer_norm([12])\.", r".ln_\1."),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-]
-
-
-def _from_transformers(state):
-    """A CLIP with the names of Hugging Face's transformers in open_clip's: queries, keys and values in one,
-    projections turned."""
-    found = {}
-    for name, tensor in state.items():
-        if name.endswith("position_ids"):
-            continue
-        if name in ("visual_projection.weight", "text_projection.weight"):
-            found["visual.proj" if name.startswith("visual") else "text_projection"] = tensor.T.contiguous()
-            continue
-        for pattern, replacement in RENAMED:
-            name = re.sub(pattern, replacement, name)
-        if match := re.fullmatch(r"(.*)\.self_attn\.q_proj\.(weight|bias)", name):
-            parts = [state.get(_original(match[1], letter, match[2])) for letter in "qkv"]
-            if all(part is not None for part in parts):
-                found[f"{match[1]}.attn.in_proj_{match[2]}"] = torch.cat(parts)
-        elif not re.search(r"\.self_attn\.[kv]_proj\.", name):
-            found[name] = tensor
-    return found
-
-
-def _original(block, letter, kind):
-    block = block.replace("visual.transformer.resblocks.", "vision_model.encoder.layers.")
-    block = re.sub(r"^transformer\.resblocks\.", "text_model.encoder.layers.", block)
-    return f"{block}.self_attn.{letter}_proj.{kind}"
 
 
 def load_into(model, state, path, network):
