@@ -15,7 +15,10 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0], pretty_exceptions_enable=False
 )
 # test: equal to the registry, which would take seconds to import here
-METHODS = "clip, rclip, eclip, grad_cam, bi_model, clip_surgery, mask_clip, sclip, gem, legrad or rollout"
+METHODS = (
+    "clip, rclip, eclip, grad_cam, bi_model, clip_surgery, mask_clip, sclip, clear_clip, naclip, gem, legrad, "
+    "grad_eclip or rollout"
+)
 
 
 @app.command()

@@ -9,7 +9,7 @@ import torch
 
 import eclip_lib as eclip
 from eclip_lib import files
-from eclip_lib.explainers import REGISTRY, FeatureMap, Method, PairMap, Shared, base
+from eclip_lib.explainers import REGISTRY, FeatureMap, Method, PairMap, Shared, base, dense
 
 TEXTS = ["a photo of the star", "a photo of the drop", "a photo of the house"]
 CLOSE = {"atol": 1e-5, "rtol": 1e-3}
@@ -70,7 +70,7 @@ def test_every_kind_of_explainer_gives_the_maps_of_selected_pairs(vit, monkeypat
 @pytest.mark.parametrize("method", REGISTRY)
 def test_the_registry_says_what_a_method_needs(method, vit, resnet):
     for clip in (vit, resnet):
-        if clip is resnet and method not in ("clip", "rclip", "eclip", "grad_cam"):
+        if clip is resnet and method not in "clip rclip eclip grad_cam mask_clip clip_surgery".split():
             with pytest.raises(ValueError, match="scenes-RN is none"):
                 eclip.explainer(method, clip)
             continue
@@ -105,9 +105,13 @@ def test_a_method_of_ones_own_and_mistakes_in_others(vit, monkeypatch):
     features = vit.encode_image(vit.preprocess(picture)[None])
     torch.testing.assert_close(cosines, eclip.score(features.class_token, text, vit.projection))
     torch.testing.assert_close(maps, eclip.similarity(features, text, vit.projection))
-    for method, layers, message in (("bi_model", "first", "'last' or 'all'"), ("legrad", 5, "1 to 4")):
+    for method, wrong, message in (
+        ("bi_model", {"layers": "first"}, "'last' or 'all'"),
+        ("legrad", {"layers": 5}, "1 to 4"),
+        ("clip_surgery", {"redundant": "all"}, "'texts' or 'empty'"),
+    ):
         with pytest.raises(ValueError, match=message):
-            eclip.explainer(method, vit, layers=layers)
+            eclip.explainer(method, vit, **wrong)
 
 
 # ---------------------------------------------------------------------- formulas
@@ -192,13 +196,30 @@ def slow_legrad(clip, image, text, layers):
     return relevance[1:]
 
 
-CASES = [*product([slow_bi_model], ["last", "all"]), *product([slow_legrad], [1, 2])]
+def slow_grad_eclip(clip, image, text, layers):
+    """ReLU(Σ_c w_c λ_i v_ic): o_c moves the cosine by w_c; λ is the loosened attention of the class token."""
+    *blocks, last = clip.model.visual.transformer.resblocks
+    x = begin(clip, image)
+    for block in blocks:
+        x = step(block, x)[2]
+    heads, weights, _ = step(last, x)
+    taken = [w @ v for w, (_, _, v) in zip(weights, heads, strict=True)]
+    similar = cosine(clip, clip.model.visual.ln_post(after(last, x, taken)[0]), text)
+    w = torch.cat([gradient[0] for gradient in torch.autograd.grad(similar, taken)])
+    q, k, v = (torch.cat(parts, -1) for parts in zip(*heads, strict=True))
+    loosened = minmax(torch.stack([torch.cosine_similarity(q[0], key, dim=0) for key in k[1:]]))
+    return torch.stack(
+        [(w * near * value).sum() for near, value in zip(loosened, v[1:], strict=True)]
+    ).clamp_min(0)
+
+
+CASES = [*product([slow_bi_model], ["last", "all"]), *product([slow_legrad], [1, 2]), (slow_grad_eclip, None)]
 
 
 @pytest.mark.parametrize("slow, layers", CASES)
 def test_methods_with_a_backward_pass_equal_the_slow_version(vit, slow, layers):
-    text, batch = vit.encode_text(TEXTS), images()
-    maps = eclip.explainer(slow.__name__.removeprefix("slow_"), vit, layers=layers)(batch, text)
+    text, batch, options = vit.encode_text(TEXTS), images(), {"layers": layers} if layers else {}
+    maps = eclip.explainer(slow.__name__.removeprefix("slow_"), vit, **options)(batch, text)
     for b, t in torch.cartesian_prod(torch.arange(2), torch.arange(3)):
         expected = slow(vit, batch[b], text[t], layers)
         torch.testing.assert_close(maps[b, t].flatten(), expected, atol=1e-7, rtol=1e-3)
@@ -213,12 +234,33 @@ def slow_last_block(clip, image, text, method):
         flow = (0.5 * sum(weights) / len(weights) + 0.5 * torch.eye(50)) @ flow
     if method == "rollout":
         return flow[0, 1:].expand(len(text), -1)
-    mixed = [v if method == "mask_clip" else (soft(q, q) + soft(k, k)) @ v for q, k, v in heads]
-    tokens = visual.ln_post(after(block, before, mixed))[1:]
+    place = torch.tensor([divmod(cell, 7) for cell in range(49)])
+    near = torch.zeros(
+        50, 50
+    )  # a Gaussian with a standard deviation of five tokens; none for the class token
+    for i, j in product(range(49), range(49)):
+        near[1 + i, 1 + j] = torch.exp(-((place[i] - place[j]) ** 2).sum() / 50)
+    mixes = {
+        "mask_clip": lambda q, k, v: v,
+        "sclip": lambda q, k, v: (soft(q, q) + soft(k, k)) @ v,
+        "clear_clip": lambda q, k, v: soft(q, q) @ v,
+        "naclip": lambda q, k, v: (k @ k.T / k.shape[-1] ** 0.5 + near).softmax(-1) @ v,
+    }
+    mixed = [mixes[method](*head) for head in heads]
+    alone = block.attn.out_proj(torch.cat(mixed, -1))  # no residual stream, no MLP
+    whole = alone if method in ("clear_clip", "naclip") else after(block, before, mixed)
+    tokens = visual.ln_post(whole)[1:]
     return torch.stack([cosine(clip, tokens, word) for word in text])
 
 
 def slow_second_path(clip, image, text, method):
+    tokens, pooled = slow_paths(clip, image, method)
+    if method == "gem":
+        return unit(clip.projection.text(text)) @ unit(clip.projection.image(tokens)).T
+    return slow_feature_surgery(clip, tokens, pooled, text)
+
+
+def slow_paths(clip, image, method):
     """Beside the own path a second one through the last two of its four blocks, without their MLPs."""
     visual, x = clip.model.visual, begin(clip, image)
     for number, block in enumerate(visual.transformer.resblocks):
@@ -239,18 +281,69 @@ def slow_second_path(clip, image, text, method):
                 mean = mean + weights @ v / 3
             other.append(mean)
         second = second + block.attn.out_proj(torch.cat(other, -1))
-    unit = lambda z: z / z.norm(dim=-1, keepdim=True)  # noqa: E731
-    words, patches = unit(clip.projection.text(text)), unit(clip.projection.image(visual.ln_post(second)[1:]))
-    if method == "gem":
-        return words @ patches.T
-    probability = (2 * unit(clip.projection.image(visual.ln_post(x)[0])) @ words.T).softmax(-1)
-    # element-wise products of token and text, less their mean over the texts
+    return visual.ln_post(second)[1:], visual.ln_post(x)[0]
+
+
+def unit(z):
+    return z / z.norm(dim=-1, keepdim=True)
+
+
+def slow_feature_surgery(clip, tokens, pooled, text):
+    """Element-wise products of token and text, less their mean over the texts."""
+    words, patches = unit(clip.projection.text(text)), unit(clip.projection.image(tokens))
+    probability = (2 * unit(clip.projection.image(pooled)) @ words.T).softmax(-1)
     products = patches[:, None] * words[None] * (probability / probability.mean())[None, :, None]
     return (products - products.mean(1, keepdim=True)).sum(-1).T
 
 
+def slow_resnet_pool(clip, image):
+    """The attention pool with value-value attention -> (tokens, the mean token's answer)."""
+    pool, cells = clip.model.visual.attnpool, clip.encode_image(image[None]).feature_map[0]
+    x = torch.cat([cells.mean(0, keepdim=True), cells]) + pool.positional_embedding
+    heads = pool.v_proj(x).split(len(x[0]) // pool.num_heads, -1)
+    taken = torch.cat([soft(v, v) @ v for v in heads], -1)
+    return taken[1:], taken[0]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("method", ["mask_clip", "sclip", "rollout", "clip_surgery", "gem"])
+def test_methods_on_a_resnet_equal_the_slow_version(resnet):
+    text, pool = resnet.encode_text(TEXTS), resnet.model.visual.attnpool
+    masked, surgery = (eclip.explainer(m, resnet)(images(), text) for m in ("mask_clip", "clip_surgery"))
+    for b, image in enumerate(images()):
+        values = pool.v_proj(resnet.encode_image(image[None]).feature_map[0])
+        slow = torch.stack([cosine(resnet, values, word) for word in text])
+        torch.testing.assert_close(masked[b].flatten(1), slow, **CLOSE)
+        slow = slow_feature_surgery(resnet, *slow_resnet_pool(resnet, image), text)
+        torch.testing.assert_close(surgery[b].flatten(1), slow, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", ["vit", "resnet"])
+def test_what_clip_surgery_takes_away(network, request, recwarn):
+    clip, batch = request.getfixturevalue(network), images()
+    text, surgery = (
+        clip.encode_text(TEXTS),
+        lambda **options: eclip.explainer("clip_surgery", clip, **options),
+    )
+    two = surgery()(batch, text[:2])
+    torch.testing.assert_close(two[:, 0], -two[:, 1])
+    torch.testing.assert_close(surgery(redundant="texts")(batch, text), surgery()(batch, text))
+    empty = surgery(redundant="empty")(batch, text)
+    torch.testing.assert_close(surgery()(batch, text[1:2]), empty[:, 1:2])
+    assert not recwarn.list  # though no demo network knows the words of these prompts
+    prompts = [template("") for template in dense.TEMPLATES]
+    assert len(set(prompts)) == 85 and {"a photo of the .", "this is one  in the scene."} <= set(prompts)
+    mean = unit(unit(clip.projection.text(clip.encode_text(prompts))).mean(0))
+    for image, found in zip(batch, empty, strict=True):
+        tokens = slow_resnet_pool(clip, image)[0] if network == "resnet" else slow_paths(clip, image, "")[0]
+        slow = unit(clip.projection.image(tokens)) @ (unit(clip.projection.text(text)) - mean).T
+        torch.testing.assert_close(found.flatten(1), slow.T, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "method", ["mask_clip", "sclip", "clear_clip", "naclip", "rollout", "clip_surgery", "gem"]
+)
 def test_dense_methods_equal_the_slow_version(vit, method):
     text, batch = vit.encode_text(TEXTS), images()
     slow = slow_second_path if method in ("clip_surgery", "gem") else slow_last_block

@@ -9,8 +9,9 @@ from .. import files
 from .base import FeatureMap, PairMap, Shared, map_of, maps, scored
 from .bi_model import bi_model
 from .clip_maps import clip_map, eclip_map, rclip_map
-from .dense import clip_surgery, gem, mask_clip, rollout, sclip
+from .dense import clear_clip, clip_surgery, gem, mask_clip, naclip, rollout, sclip
 from .grad_cam import grad_cam
+from .grad_eclip import grad_eclip
 from .legrad import legrad
 
 __all__ = [
@@ -49,8 +50,13 @@ REGISTRY: dict[str, Method | Callable] = {
     ),
     "mask_clip": Method(mask_clip, "MaskCLIP", "MaskCLIP: value features of the last block"),
     "sclip": Method(sclip, "SCLIP", "SCLIP: correlative self-attention in the last block"),
+    "clear_clip": Method(clear_clip, "ClearCLIP", "ClearCLIP: query-query attention alone in the last block"),
+    "naclip": Method(naclip, "NACLIP", "NACLIP: key-key attention to neighbours in the last block"),
     "gem": Method(gem, "GEM", "GEM: self-self attention on a second path"),
     "legrad": Method(legrad, "LeGrad", "LeGrad: gradient by the attention of the last blocks", True),
+    "grad_eclip": Method(
+        grad_eclip, "Grad-ECLIP", "Grad-ECLIP: gradient and values of the last block's attention", True
+    ),
     "rollout": Method(rollout, "rollout", "attention rollout: the same map for every text"),
 }
 
@@ -68,7 +74,7 @@ def named(method: str) -> str:
 
 def explainer(method: str, clip, **options) -> Callable:
     """The explainer `method` (a key of `REGISTRY`) of a loaded `Clip`; options: eclip takes projection=,
-    bi_model and legrad layers=. Raises ValueError for an unknown method, or one that does not fit the
+    bi_model and legrad layers=, clip_surgery redundant=. Raises ValueError for an unknown method, or one that does not fit the
     network."""
     if method not in REGISTRY:
         raise ValueError(f"no method {files.few([method])!r}; there are {', '.join(REGISTRY)}")

@@ -15,7 +15,8 @@ from .base import PairMap, once_an_image, vit_blocks
 
 
 def bi_model(clip, layers="last"):
-    """layers: "last" (the default of the authors' CLIP notebook) or "all" blocks (their example.py)."""
+    """layers: "last" (the default of the authors' CLIP_explainability.ipynb) or "all" blocks (as their
+    example.py computes it)."""
     blocks, visual = vit_blocks(clip, "bi_model"), clip.model.visual
     if layers not in ("last", "all"):
         raise ValueError(f"layers is 'last' or 'all', not {layers!r}")

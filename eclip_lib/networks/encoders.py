@@ -56,7 +56,7 @@ def image_features(visual, images):
     if isinstance(visual, VisionTransformer):
         return finish_vit(visual, visual.transformer(embed_vit(visual, images)))
     if isinstance(visual, ModifiedResNet):
-        return finish_resnet(visual, visual.layer4(resnet_stages(visual, images)))
+        return finish_resnet(visual, last_stage(visual, images))
     return _timm(visual, images)
 
 
@@ -94,13 +94,20 @@ def resnet_stages(visual, images):
     return visual.layer3(visual.layer2(visual.layer1(visual.stem(images))))
 
 
-def finish_resnet(visual, x):
-    """What the last stage of a ResNet gives, [B, C, h, w] -> `ImageFeatures`."""
+def last_stage(visual, images):
+    """[B, 3, H, W] -> what the last stage of a ResNet gives, [B, C, h, w]."""
+    return visual.layer4(resnet_stages(visual, images))
+
+
+def finish_resnet(visual, x, mix=None):
+    """What the last stage of a ResNet gives, [B, C, h, w] -> `ImageFeatures`. mix: as in `residual_block`, of
+    the attention pool."""
     grid, feature_map, pool = tuple(x.shape[2:]), x.flatten(2).transpose(1, 2), visual.attnpool
     x = torch.cat([feature_map.mean(1, keepdim=True), feature_map], 1) + pool.positional_embedding
     # CLIP asks this pool with its mean token alone; here every token asks
     q, k, v = (_heads(linear(x), pool.num_heads) for linear in (pool.q_proj, pool.k_proj, pool.v_proj))
-    x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    taken = mix(Attention(q, k, v)) if mix else F.scaled_dot_product_attention(q, k, v)
+    x = taken.transpose(1, 2).flatten(2)
     return ImageFeatures(x[:, 0], x[:, 1:], grid, feature_map)
 
 
@@ -164,13 +171,18 @@ class Attention:
         return (self.queries @ self.keys.transpose(-1, -2) * self.queries.shape[-1] ** -0.5).softmax(-1)
 
 
+def attention_of(block, x):
+    """What a residual block asks, offers and gives: the stream [B, N, C] before it -> `Attention`."""
+    attn = block.attn
+    projected = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+    return Attention(*(_heads(z, attn.num_heads) for z in projected.chunk(3, -1)))
+
+
 def residual_block(block, x, mix=None):
     """One residual block of a ViT, spelled out: [B, N, C] -> ([B, N, C], `Attention`). Equal to `block(x)`,
     unless `mix` says otherwise what the tokens take from each other: a function of the `Attention` -> [B,
     heads, N, d] (default: weights @ values)."""
-    attn = block.attn
-    projected = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
-    inside = Attention(*(_heads(z, attn.num_heads) for z in projected.chunk(3, -1)))
+    inside = attention_of(block, x)
     taken = inside.weights @ inside.values if mix is None else mix(inside)
     x = x + attention_output(block, taken)
     return x + block.ls_2(block.mlp(block.ln_2(x))), inside
