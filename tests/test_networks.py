@@ -3,6 +3,7 @@ weights in transformers' names."""
 
 import json
 import re
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -140,6 +141,17 @@ def test_a_pair_with_biases_survives_a_save(tmp_path):
 def test_methods_that_read_attention_say_which_vits_they_know(method):
     with pytest.raises(ValueError, match="pooled by their class token; CLIPA is none"):
         eclip.explainer(method, eclip.load_clip("CLIPA", None))
+
+
+def test_a_text_that_is_cut_is_told_also_by_a_tokenizer_of_transformers():
+    class OfTransformers:  # as open_clip wraps them
+        context_length, tokenizer = 16, SimpleNamespace(encode=lambda text: [*text.split(), "end"])
+        __call__ = staticmethod(lambda texts: torch.ones(len(texts), 16, dtype=torch.long))
+
+    clip = eclip.load_clip("own", None)
+    clip.tokenizer = OfTransformers()
+    with pytest.warns(UserWarning, match="own reads 16 tokens; 'b b"):
+        clip.encode_text(["a " * 15, "b " * 16])
 
 
 def test_what_stays_refused_says_why():

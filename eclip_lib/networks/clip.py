@@ -150,9 +150,10 @@ class Clip:
                 said = f"never saw the words {first}" + (f" and {more} more" if more else "")
                 known = "it knows the shapes, colours and patterns of rendered scenes alone"
                 warnings.warn(f"{self.network} {said}; {known}", stacklevel=3)
-        limit, encode = self.tokenizer.context_length, getattr(self.tokenizer, "encode", None)
-        # and a token each for start and end
-        long = [text for text in texts if encode and len(encode(text)) + 2 > limit]
+        limit, theirs = self.tokenizer.context_length, getattr(self.tokenizer, "tokenizer", None)
+        # transformers' counts a text's start and end, open_clip's does not
+        length = (lambda x: len(theirs.encode(x))) if theirs else lambda x: len(self.tokenizer.encode(x)) + 2
+        long = [text for text in texts if length(text) > limit]
         if long:
             said = f"{self.network} reads {limit} tokens; {long[0][:30]!r}… is longer, its end is not read"
             warnings.warn(said, stacklevel=3)
