@@ -62,7 +62,7 @@ def load_clip(
     own = network in demo.NETWORKS
     if pretrained == "default" and not own:
         pretrained = network if has_scheme(network) else "openai"
-    elif own and pretrained is not None and not is_path(pretrained):
+    elif own and pretrained is not None and not (is_path(pretrained) or has_scheme(pretrained)):
         pretrained = demo.checkpoint(network, pretrained)
     with _quiet(), torch.random.fork_rng(devices=[]):
         if not own:
