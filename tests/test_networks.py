@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import eclip_lib as eclip
 from eclip_lib import recipe
+from eclip_lib.commands import forecast
 from eclip_lib.networks import hugging_face
 from eclip_lib.networks import loading as networks
 from eclip_lib.networks.encoders import finish_vit, image_features
@@ -93,8 +94,16 @@ def test_features_agree_with_open_clip(network):
     assert maps.shape == (2, 2, h, w) and maps.isfinite().all() and maps.std() > 0
 
 
+@pytest.mark.parametrize("network", CONFIGURATIONS)
+def test_the_dry_run_counts_them(network):
+    image, text, joint = forecast.widths(network)
+    assert image in (32, 64, 96, 192) and (text, joint) == (32, CONFIGURATIONS[network]["embed_dim"])
+    for kind in (False, True):
+        assert forecast.encoder_flops(network, text=kind) > 0
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("network", set(VISION) - {"MLP after"})
+@pytest.mark.parametrize("network", [name for name in VISION if name != "MLP after"])
 def test_a_token_is_what_a_picture_of_this_token_alone_gives(network, monkeypatch):
     visual = eclip.load_clip(network, None).model.visual
     trunk = getattr(visual, "trunk", None)

@@ -36,7 +36,7 @@ BEYOND = ("CLIP's own", "pixel saliency", "noise")  # the masks of the first ViT
 def encoder_flops(network, text=False):
     """FLOPs of one image through a network's image encoder, or of one text through its text encoder, counted
     on an empty copy."""
-    model = empty_clip(network)
+    model = empty_clip(network).requires_grad_(False)
     side = model.visual.image_size
     image = torch.zeros(1, 3, *(side if isinstance(side, tuple) else (side, side)), device="meta")
     tokens = torch.zeros(1, model.context_length, dtype=torch.long, device="meta")
