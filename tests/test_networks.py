@@ -54,6 +54,7 @@ CONFIGURATIONS["sig-lip"] |= {
     "init_logit_bias": -10.0,
     "text_cfg": SIGLIP_TEXT,
 }
+UNFIT = {"embed_dim": 32, "vision_cfg": of_timm("test_vit", "avg", "none of all"), "text_cfg": TEXT}
 CONFIGURATIONS["PE-Core"] |= {"custom_text": True}
 CONFIGURATIONS["CoCa"] |= {
     "custom_text": True,
@@ -72,7 +73,7 @@ def registered(tmp_path_factory):
     tiny_siglip.__module__ = timm.models.vision_transformer.__name__
     timm.models.register_model(tiny_siglip)
     folder = tmp_path_factory.mktemp("configurations")
-    for name, configuration in CONFIGURATIONS.items():
+    for name, configuration in (CONFIGURATIONS | {"unfit": UNFIT}).items():
         (folder / f"{name}.json").write_text(json.dumps(configuration))
     open_clip.add_model_config(folder)
 
@@ -170,6 +171,7 @@ def test_what_stays_refused_says_why():
         ("roberta-ViT-B-32", "cannot be built here.*transformers|text encoder"),
         ("hf-hub:nobody/nothing", "neither in the cache nor could they be downloaded|could not be read"),
         ("local-dir:nowhere", "no folder nowhere"),
+        ("unfit", r"unfit: it cannot be built here \(\w+"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=reason) as caught:
             eclip.load_clip(network, None)
@@ -207,6 +209,7 @@ def test_a_clip_named_by_its_folder_or_its_place_on_the_hub(tmp_path, monkeypatc
         return str(tmp_path / name)
 
     monkeypatch.setattr(hugging_face, "hf_hub_download", download)
+    hugging_face._downloaded.cache_clear()
     for network in (f"local-dir:{tmp_path}", "hf-hub:org/model"):
         clip = eclip.load_clip(network)
         assert (
@@ -223,6 +226,10 @@ def test_a_clip_named_by_its_folder_or_its_place_on_the_hub(tmp_path, monkeypatc
     assert {place for place, _ in asked} == {"org/model"} and len(asked) == len(set(asked)) + 3
     assert same(eclip.load_clip("own", "hf-hub:org/model"), state)
     assert eclip.load_clip("own", f"local-dir:{tmp_path}").identity["statistics"] == [[0.5] * 3, [0.25] * 3]
+    (tmp_path / "open_clip_model.safetensors").unlink()
+    hugging_face._downloaded.cache_clear()
+    with pytest.raises(ValueError, match="hf-hub:org/model: its files are neither in the cache"):
+        eclip.load_clip("own", "hf-hub:org/model")  # there is its configuration alone
     (tmp_path / "open_clip_config.json").unlink()
     with pytest.raises(ValueError, match="has no open_clip_config.json.*--network ViT-B-16 --pretrained"):
         eclip.load_clip(f"local-dir:{tmp_path}")

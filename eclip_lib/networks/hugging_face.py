@@ -59,9 +59,8 @@ def _downloaded(repository, weights):
                 if found[-1] and found[-1].suffix == ".json":
                     found += map(get, sorted(set(files.read_json(found[-1])["weight_map"].values())))
     except Exception as error:
-        reason = str(error).splitlines()[0][:100]
-        raise ValueError(f"{HUB}{repository[:50]} could not be read ({reason})") from error
-    if not any(found):
+        raise ValueError(f"{HUB}{repository[:50]} could not be read ({reason(error)})") from error
+    if not any(found[len(BESIDE) :] if weights else found):
         raise ValueError(
             f"{HUB}{repository[:50]}: its files are neither in the cache nor could they be downloaded; give a "
             "local folder (local-dir:path)"
@@ -93,6 +92,11 @@ def statistics_beside(path):
         if all(isinstance(value, list) and len(value) == 3 for value in found.values()):
             return found
     return {}
+
+
+def reason(error):
+    """What another library says went wrong, on one line; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), "")[:120] or type(error).__name__
 
 
 def inside(about, *keys):

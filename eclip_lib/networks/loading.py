@@ -14,7 +14,7 @@ from . import demo
 from .checkpoints import hub, is_path, obtain, registered
 from .clip import Clip, own_weights
 from .encoders import resize_input
-from .hugging_face import folder_of, has_scheme, inside, source, statistics_beside
+from .hugging_face import folder_of, has_scheme, inside, reason, source, statistics_beside
 from .state_dicts import load_into, read_checkpoint
 
 
@@ -113,8 +113,7 @@ def empty_clip(network):
         with _quiet(), torch.device("meta"):
             model = open_clip.create_model(name, device="meta", load_weights=False)
     except Exception as error:  # a text encoder of Hugging Face's, or a configuration that fits no class
-        reason = str(error).splitlines()[0][:150]
-        raise ValueError(f"{files.few([network])}: it cannot be built here ({reason})") from error
+        raise ValueError(f"{files.few([network])}: it cannot be built here ({reason(error)})") from error
     own_weights(model, network)
     return model
 
@@ -147,10 +146,9 @@ def _tokenizer(network):
         with hub() if theirs else nullcontext():
             return open_clip.get_tokenizer(network if theirs else name)
     except Exception as error:
-        reason = str(error).splitlines()[0][:100]
         raise ValueError(
             f"{files.few([network])} reads texts by {theirs or 'SigLIP'}'s tokenizer, which needs `pip install transformers` "
-            f"and the hub once ({reason})"
+            f"and the hub once ({reason(error)})"
         ) from error
 
 
@@ -189,7 +187,7 @@ def _from_tag(network, tag):
         raise ValueError(
             f"the weights {files.few([tag])!r} of {network} are neither in the cache nor could they be downloaded; "
             "give `pretrained` the "
-            f"path of a local checkpoint, or None for random weights ({str(error).splitlines()[0]})"
+            f"path of a local checkpoint, or None for random weights ({reason(error)})"
         ) from error
 
 
