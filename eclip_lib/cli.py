@@ -19,6 +19,7 @@ METHODS = (
     "clip, rclip, eclip, grad_cam, bi_model, clip_surgery, mask_clip, sclip, clear_clip, naclip, gem, legrad, "
     "grad_eclip or rollout"
 )
+MEASURES = "miou, msc, image_threshold, argmax, argmax_background, faithfulness, road; see docs/measures.md"
 
 
 @app.command()
@@ -139,11 +140,11 @@ def evaluate(
         Path | None, about("write one CSV of rows per network and dataset into this folder")
     ] = None,
     ray: Annotated[
-        int,
-        typer.Option(
-            help="on so many Ray workers; parts are kept under --out, so that a stopped run goes on"
-        ),
+        int, about("on so many Ray workers; parts are kept under --out, so that a stopped run goes on")
     ] = 0,
+    measures: Annotated[str, about(MEASURES)] = "miou,msc",
+    slide: Annotated[bool, about("argmax over sliding windows")] = False,
+    ensemble: Annotated[bool, about("argmax with the mean of 80 prompts a class")] = False,
     *,
     settings: dict,
 ):
@@ -151,7 +152,7 @@ def evaluate(
     notebook 05's pairs, or by --projection."""
     from .commands import scores
 
-    for line in scores.measure(method, profile, out, ray, **settings):
+    for line in scores.measure(method, profile, out, ray, measures, slide, ensemble, **settings):
         print(line)
 
 
@@ -238,12 +239,8 @@ def _sentence(error):
     """What a user reads: the sentence of a mistake; of anything else its kind and first line, and how to see
     more."""
     line = " ".join(str(error).split())
-    if (
-        isinstance(error, OSError)
-        and error.filename
-        and not isinstance(error.filename, int)
-        and error.strerror
-    ):
+    of_file = isinstance(error, OSError) and error.filename and error.strerror
+    if of_file and not isinstance(error.filename, int):
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
         return line if len(line) < 300 else re.sub(r"(\S{30})\S{40,}(\S{30})", r"\1…\2", line)

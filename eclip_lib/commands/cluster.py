@@ -107,15 +107,16 @@ def cache_features(load, source, folder, pool=2, gpus=0, workers=0, keep=True, *
     return Cache(job, fill, keep)
 
 
-def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_size=32):
+def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_size=32, **options):
     """`evaluation.evaluate` on a cluster: parts of `size` images, each one's rows a CSV in `folder` -> all
     rows, in the dataset's order, with a warning that names the parts that could not be made.
 
-    load: () -> (explainer of the registry, clip). Raises ValueError where the folder holds rows of another
-    evaluation."""
+    load: () -> (explainer of the registry, clip). options: `evaluate`'s. Raises ValueError where the folder
+    holds rows of another evaluation."""
     explain, clip = load()
     identity = getattr(explain, "identity", uuid4().hex)  # of one's own: nobody knows when it changes
-    about = {"explainer": identity, "size": size, "code": core_digest(), **dataset.identity, **clip.identity}
+    about = {"explainer": identity, "options": options, "size": size, "code": core_digest()}
+    about |= dataset.identity | clip.identity
     folder = Path(folder)
     note = files.read_json(folder / "about.json")
     if note is not None and files.digest(note) != files.digest(about):
@@ -131,9 +132,8 @@ def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_siz
 
         def work(number):
             part = dataset.part(number * size, (number + 1) * size)
-            rows = evaluate(
-                {identity[0]: explain}, part, clip, batch_size=batch_size, description=f"part {number}"
-            )
+            named, description = {identity[0]: explain}, f"part {number}"
+            rows = evaluate(named, part, clip, 0, batch_size, description=description, **options)
             files.write(paths[number], files.as_csv(rows, index=False))
 
         return work

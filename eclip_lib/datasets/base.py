@@ -28,13 +28,22 @@ class Example:
         return max(self.masks, key=lambda name: self.masks[name].sum())
 
 
+# what is behind objects of photographs, in the words of SCLIP's configurations
+BEHIND = (
+    "sky, wall, tree, wood, grass, road, sea, river, mountain, sands, desk, bed, building, cloud, lamp, door, "
+    "window, wardrobe, ceiling, shelf, curtain, stair, floor, hill, rail, fence"
+).split(", ")
+
+
 class Dataset(Sequence):
     """A sequence of `Example`s. `name` and `classes` (in the dataset's own order) describe it; `items` holds
-    what one example needs, and `example(item)` reads it from the files `sources(item)`. The constructor finds
-    out what is missing before any work starts."""
+    what one example needs, and `example(item)` reads it from the files `sources(item)`. `background`: the
+    names of what is behind the objects, for segmentation with a background. The constructor finds out what is
+    missing before any work starts."""
 
     name: str
     classes: list[str]
+    background: Sequence[str] = BEHIND
     items: Sequence
 
     def __len__(self) -> int:

@@ -300,17 +300,15 @@ def caption(scene, seed, index, k=0, background=0.1):
 
 
 class Scenes(Dataset):
-    """`length` scenes of a split ("train", "validation", "test") and a level as a `Dataset`; rendered when
-    asked for."""
+    """`length` scenes of a split ("train", "validation", "test") and a level as a `Dataset`, drawn when asked."""
 
-    classes = CLASSES
+    classes, background = CLASSES, [f"{pattern} background" for pattern in PATTERNS]
 
     def __init__(self, root=None, split="test", level="plain", colours="typical", length=1000):
         if split not in SEEDS or level not in LEVELS or colours not in COLOURINGS:
             raise ValueError(
                 f"scenes: no split {split!r}, level {level!r} or colours {colours!r}; there are splits "
-                f"{list(SEEDS)}, "
-                f"levels {list(LEVELS)} and colours {COLOURINGS}"
+                f"{list(SEEDS)}, levels {list(LEVELS)} and colours {COLOURINGS}"
             )
         self.name = "scenes" if level == "plain" else f"scenes-{level}"
         self.split, self.level, self.colours, self.items = split, level, colours, range(length)

@@ -1,7 +1,7 @@
 """How a map is scored (`metrics`), an explainer over a dataset (`evaluator`), and what its rows say
 (`statistics`); paper §4.1."""
 
-from .evaluator import Batch, batches, evaluate, prompts, recognize
+from .evaluator import MORE, Batch, batches, evaluate, prompts, recognize
 from .metrics import average_precision, best_iou, score_contrast
 from .statistics import (
     MEASURES,
@@ -23,6 +23,7 @@ from .statistics import (
 
 __all__ = [
     "MEASURES",
+    "MORE",
     "Batch",
     "average_precision",
     "batches",

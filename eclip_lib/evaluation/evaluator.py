@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,15 +10,26 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
+from .. import files
 from ..datasets.base import Dataset
 from ..explainers import Shared, maps
 from ..method import itsm, score
 from ..networks.clip import PROMPT, Clip, loaded, to_batch
 from ..progress import tqdm
-from .metrics import average_precision, best_iou, score_contrast
+from .faithfulness import deletion_insertion, faithfulness, road
+from .metrics import average_precision, best_of, image_iou, iou_curve, score_contrast
+from .segmentation import Segmentation, windows
 
 KEYS, SCORES = ["image_id", "class_name"], ["iou", "threshold", "score_contrast", "foreground"]
 COLUMNS = [*KEYS, *SCORES, "dataset", "network", "method", "seed"]
+MORE = {  # what may be measured in the same pass: its columns
+    "image_threshold": ["iou_image"],
+    "argmax": ["argmax_intersection", "argmax_union"],
+    "argmax_background": ["argmax_background_intersection", "argmax_background_union"],
+    "faithfulness": ["deletion", "insertion"],
+    "road": ["road"],
+}
+ANSWERS = {"faithfulness": deletion_insertion, "road": road}
 
 
 def read_rows(path, columns=None) -> pd.DataFrame | None:
@@ -36,13 +47,15 @@ def read_rows(path, columns=None) -> pd.DataFrame | None:
 class Batch:
     """Images of one batch and what is annotated in them. `ids`: B names. `images`: [B, 3, H, W], prepared, on
     CLIP's device. `names`: the classes present in each. `masks`: for each bool [n, h, w] at the image's own
-    size; `void`: for each bool [h, w]."""
+    size; `void`: for each bool [h, w]. `windows`: for each [n, 3, H, W], its sliding windows, where asked
+    for."""
 
     ids: list[str]
     images: torch.Tensor
     names: list[list[str]]
     masks: list[torch.Tensor]
     void: list[torch.Tensor]
+    windows: list[torch.Tensor] | None = None
 
     def __len__(self):
         return len(self.ids)
@@ -63,15 +76,16 @@ class Batch:
         keep = [k for k, names in enumerate(self.names) if len(names) >= count]
         if len(keep) == len(self):
             return self
-        parts = {name: [getattr(self, name)[k] for k in keep] for name in ("ids", "names", "masks", "void")}
+        lists = ("ids", "names", "masks", "void", *["windows"] * (self.windows is not None))
+        parts = {name: [getattr(self, name)[k] for k in keep] for name in lists}
         return replace(self, images=self.images[keep], **parts)
 
 
 class _Prepared(TorchDataset):
     """Decodes and preprocesses where the loader's workers run; masks stay at the image's own resolution."""
 
-    def __init__(self, dataset, preprocess):
-        self.dataset, self.preprocess = dataset, preprocess
+    def __init__(self, dataset, preprocess, window=None):
+        self.dataset, self.preprocess, self.window = dataset, preprocess, window
 
     def __len__(self):
         return len(self.dataset)
@@ -90,18 +104,23 @@ class _Prepared(TorchDataset):
         void = np.zeros(size, bool) if example.void is None else example.void
         names = [name for name, mask in example.masks.items() if (mask & ~void).any()]
         masks = np.stack([example.masks[name] for name in names]) if names else np.zeros((0, *size), bool)
-        image = self.preprocess(example.image)
-        return example.image_id, image, names, torch.from_numpy(masks), torch.from_numpy(void)
+        image, more = self.preprocess(example.image), []
+        if self.window:
+            more = [windows(example.image, self.preprocess, self.window)]
+        return example.image_id, image, names, torch.from_numpy(masks), torch.from_numpy(void), *more
 
 
-def batches(dataset: Dataset, clip: Clip, batch_size: int, workers: int, description: str) -> Iterator[Batch]:
-    """A dataset in `Batch`es, decoded in `workers`, with a progress bar. Raises ValueError where it is empty
-    or cannot be read."""
+def batches(
+    dataset: Dataset, clip: Clip, batch_size: int, workers: int, description: str, slide: bool = False
+) -> Iterator[Batch]:
+    """A dataset in `Batch`es, decoded in `workers`, with a progress bar; slide: with sliding windows. Raises
+    ValueError where it is empty or cannot be read."""
     if not len(dataset):
         raise ValueError("the dataset is empty")
     title = f"{clip.network} on {getattr(dataset, 'name', 'a dataset')}, {description}"
     with tqdm(total=len(dataset), desc=title, unit="image") as bar:
-        for items in loaded(_Prepared(dataset, clip.preprocess), batch_size, workers):
+        prepared = _Prepared(dataset, clip.preprocess, clip.size if slide else None)
+        for items in loaded(prepared, batch_size, workers):
             for item in items:
                 if isinstance(item, Exception):
                     raise item
@@ -125,6 +144,9 @@ def evaluate(
     normalize: str = "after",
     description: str = "evaluating",
     observe: Callable | None = None,
+    measures: Sequence[str] = (),
+    slide: bool = False,
+    ensemble: bool = False,
 ) -> pd.DataFrame:
     """Score an explainer on every (image, class present) pair of a dataset.
 
@@ -134,50 +156,76 @@ def evaluate(
     and void (or None) of images of one size, for statistics of one's own in the same pass. Streams: memory
     does not grow with the dataset.
 
+    measures: what else is measured in this pass, each with columns of its own (docs/measures.md):
+    "image_threshold" (`image_iou`), "faithfulness" and "road" of every pair; "argmax" and "argmax_background"
+    (`Segmentation`, by slide and ensemble if asked), pixels of every class present or predicted, which adds
+    rows without an iou.
+
     Returns a DataFrame, one row a method and pair: image_id, class_name, iou (best over thresholds),
     threshold, score_contrast (nan where the image has no background), foreground (share of the pixels that
     count, which is also the IoU of the all-foreground map), and the dataset, network, method and seed that it
     belongs to. Raises ValueError."""
+    if unknown := set(measures) - set(MORE):
+        raise ValueError(f"no measure {files.few(sorted(unknown))}; there are {', '.join(MORE)}")
+    segment = {
+        name: Segmentation(clip, dataset, name.endswith("background"), slide, ensemble)
+        for name in MORE
+        if name in measures and name.startswith("argmax")
+    }
+    asked = [name for name in ANSWERS if name in measures]
     text = prompts(dataset, clip)
     rows: dict = defaultdict(list)
+    pixels: dict = defaultdict(list)
     methods = explainer if isinstance(explainer, dict) else {None: explainer}
-    for batch in batches(dataset, clip, batch_size, workers, description):
-        batch = batch.with_at_least(1)
-        if not len(batch):
-            continue
+    for batch in batches(dataset, clip, batch_size, workers, description, slide and bool(segment)):
+        batch = batch if segment else batch.with_at_least(1)  # with a background, every image counts
         index, shared = batch.index(dataset.classes), Shared(clip, batch.images)
+        views = [Shared(clip, w.to(clip.device)) for w in batch.windows] if batch.windows else shared
         for key, explain in methods.items():
+            for name, segmentation in segment.items():
+                pixels[key, name] += segmentation.rows(batch, explain, views)
+            if not len(index):
+                continue
             found = maps(explain, batch.images, text, index, shared)
-            rows[key] += _score_batch(batch, found, normalize, observe)
+            more = [faithfulness(ANSWERS[name], clip, batch.images, found, text, index) for name in asked]
+            rows[key] += _score_batch(batch, found, normalize, observe, more)
+    answers = [column for name in asked for column in MORE[name]]
     frames = []
     for key in methods:
         method, seed = key if isinstance(key, tuple) else (key, None)
-        frame = pd.DataFrame(rows[key], columns=[*KEYS, *SCORES])
-        frames.append(
-            frame.assign(dataset=getattr(dataset, "name", None), network=clip.title, method=method, seed=seed)
-        )
+        frame = pd.DataFrame(rows[key], columns=[*KEYS, *SCORES, *MORE["image_threshold"], *answers])
+        if "image_threshold" not in measures:
+            frame = frame.drop(columns=MORE["image_threshold"])
+        for name in segment:
+            counted = pd.DataFrame(pixels[key, name], columns=[*KEYS, *MORE[name]])
+            frame = frame.merge(counted, "outer", KEYS, validate="1:1")
+        labels = {"dataset": getattr(dataset, "name", None), "network": clip.title}
+        frames.append(frame.assign(**labels, method=method, seed=seed))
     return pd.concat(frames, ignore_index=True)
 
 
-def _score_batch(batch, found, normalize, observe):
-    """Images of one size are scored together."""
+def _score_batch(batch, found, normalize, observe, more=()):
+    """Images of one size are scored together. more: [P, …] measured elsewhere, further columns."""
+    counts = [len(names) for names in batch.names]
     groups, rows = defaultdict(list), []
-    for k, cells in enumerate(found.split([len(names) for names in batch.names])):
-        groups[tuple(batch.void[k].shape)].append((k, cells))
+    for k, pairs in enumerate(torch.arange(len(found), device=found.device).split(counts)):
+        if counts[k]:
+            groups[tuple(batch.void[k].shape)].append((k, pairs))
     for size, group in groups.items():
-        places = [k for k, _ in group]
-        similarity = torch.cat([cells for _, cells in group])
-        device = similarity.device
-        scored = itsm(similarity[:, None], size, normalize)[:, 0]
-        masks = torch.cat([batch.masks[k] for k in places]).to(device)
+        places, pairs = [k for k, _ in group], torch.cat([pairs for _, pairs in group])
+        scored = itsm(found[pairs][:, None], size, normalize)[:, 0]
+        masks = torch.cat([batch.masks[k] for k in places]).to(found.device)
         void = None
         if any(batch.void[k].any() for k in places):
-            void = torch.cat([batch.void[k].expand_as(batch.masks[k]) for k in places]).to(device)
+            void = torch.cat([batch.void[k].expand_as(batch.masks[k]) for k in places]).to(found.device)
         if observe:
             observe(scored, masks, void)
         valid = torch.ones_like(masks) if void is None else ~void
         foreground = (masks & valid).sum((1, 2)) / valid.sum((1, 2))
-        columns = [*best_iou(scored, masks, void), score_contrast(scored, masks, void), foreground]
+        curves = iou_curve(scored, masks, void)
+        by_image = torch.cat([image_iou(part) for part in curves.split([counts[k] for k in places])])
+        columns = [*best_of(curves), score_contrast(scored, masks, void), foreground, by_image]
+        columns += [column for numbers in more for column in numbers[pairs].unbind(1)]
         numbers = torch.stack([column.double() for column in columns], 1).tolist()
         names = [(batch.ids[k], name) for k in places for name in batch.names[k]]
         rows += [(*name, *values) for name, values in zip(names, numbers, strict=True)]

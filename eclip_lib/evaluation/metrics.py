@@ -31,13 +31,11 @@ def _levels(maps):
     return middle.mul_(STEPS).to(torch.int32)
 
 
-def best_iou(
-    maps: torch.Tensor, masks: torch.Tensor, void: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """mIoU's threshold search (§4.1): the best IoU of {M >= t} with the mask over t = 0, 0.01, … 1.00.
+def iou_curve(maps: torch.Tensor, masks: torch.Tensor, void: torch.Tensor | None = None) -> torch.Tensor:
+    """IoU of {M >= t} with the mask at t = 0, 0.01, … 1.00 (§4.1) -> float64 [..., 101]; nan where the mask
+    is empty.
 
-    maps: float32 [..., H, W] in [0, 1]. masks, void: bool [..., H, W]; void pixels count neither way. Returns
-    (iou [...], threshold [...]), float64, the lowest of tied thresholds; nan where the mask is empty. Exactly
+    maps: float32 [..., H, W] in [0, 1]. masks, void: bool [..., H, W]; void pixels count neither way. Exactly
     what 101 comparisons with float32(k/100) give, from one histogram and its cumulative sum."""
     _check(maps, masks, void)
     shape, pixels = maps.shape[:-2], maps.shape[-2] * maps.shape[-1]
@@ -51,11 +49,29 @@ def best_iou(
     # pixels at level k or above are the prediction at threshold k/100
     false, true = (h.flip(1).cumsum(1).flip(1).double() for h in (background, foreground))
     total = foreground.sum(1, keepdim=True)
-    iou = true / (total + false)
-    best = iou.max(1, keepdim=True).values
-    first = torch.where(iou == best, torch.arange(bins, device=iou.device), bins).amin(1).double() / STEPS
-    best, first = best[:, 0], torch.where(total[:, 0] > 0, first, torch.nan)
-    return best.reshape(shape), first.reshape(shape)
+    return (true / (total + false)).masked_fill(total == 0, torch.nan).reshape(*shape, bins)
+
+
+def best_iou(
+    maps: torch.Tensor, masks: torch.Tensor, void: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """mIoU's threshold search (§4.1): the best of `iou_curve` -> (iou [...], threshold [...]), float64, the
+    lowest of tied thresholds; nan where the mask is empty."""
+    return best_of(iou_curve(maps, masks, void))
+
+
+def best_of(curve: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`iou_curve` [..., 101] -> its best IoU and the lowest threshold that reaches it [...], float64."""
+    best = curve.max(-1).values
+    steps = torch.arange(STEPS + 1, device=curve.device)
+    first = torch.where(curve == best[..., None], steps, STEPS).amin(-1).double() / STEPS
+    return best, first.masked_fill(best.isnan(), torch.nan)
+
+
+def image_iou(curves: torch.Tensor) -> torch.Tensor:
+    """One threshold for all classes of an image: `iou_curve`s [n, 101] of its n classes -> [n], the IoU of
+    each at the threshold where their mean is best, the lowest of tied ones."""
+    return curves[:, best_of(curves.mean(0))[1].mul(STEPS).round().long()]
 
 
 def score_contrast(maps: torch.Tensor, masks: torch.Tensor, void: torch.Tensor | None = None) -> torch.Tensor:

@@ -13,12 +13,24 @@ from scipy import stats
 from ..explainers import named
 
 VALUES = {"mIoU": "iou", "mSC": "score_contrast"}
+FURTHER = {  # measures that `evaluate` was asked for: (summed, over what; None for pairs)
+    "mIoU_image": ("iou_image", None),
+    "mIoU_argmax": ("argmax_intersection", "argmax_union"),
+    "mIoU_argmax_background": ("argmax_background_intersection", "argmax_background_union"),
+    "deletion": ("deletion", None),
+    "insertion": ("insertion", None),
+    "road": ("road", None),
+}
 MEASURES = ["mIoU", "mIoU_low", "mIoU_high", "mSC", "mSC_low", "mSC_high", "mIoU_pairs", "mSC_pairs", "floor"]
 
 
-def class_mean(rows, value):
-    """Mean of a column per class, then over classes, in %; pairs without a value are left out."""
-    return 100 * rows.groupby("class_name")[value].mean().mean()
+def class_mean(rows, value, over=None):
+    """Mean of a column per class, then over classes, in %; pairs without a value are left out. over: a
+    column, whose sum takes the place of the number of pairs."""
+    classes = rows.groupby("class_name")
+    if over is None:
+        return 100 * classes[value].mean().mean()
+    return 100 * (classes[value].sum() / classes[over].sum()).mean()
 
 
 def interval(draws):
@@ -31,8 +43,9 @@ def summarize(rows: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> pd.Se
 
     mIoU, mSC: mean per class, then over classes. `_pairs`: mean over all (image, class) pairs. `floor`: mIoU
     of the all-foreground map. `_low`, `_high`: 95 % bootstrap interval over images. images, pairs: how many;
-    no_contrast: pairs left out of mSC because they have no background. Raises ValueError where there is no
-    row."""
+    no_contrast: pairs left out of mSC because they have no background. What else was measured (`FURTHER`)
+    follows, with intervals. Raises ValueError where there is no pair."""
+    every, rows = rows, rows.dropna(subset="iou")
     if rows.empty:
         raise ValueError("no rows to summarize: evaluate() found no (image, class) pair")
     summary = {}
@@ -42,18 +55,25 @@ def summarize(rows: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> pd.Se
     summary["floor"] = class_mean(rows, "foreground")
     summary["images"], summary["pairs"] = rows["image_id"].nunique(), len(rows)
     summary["no_contrast"] = int(rows["score_contrast"].isna().sum())
+    for name, (value, over) in FURTHER.items():
+        if value in every:
+            summary[name] = class_mean(every, value, over)
+            draws = bootstrap(every, value, resamples, seed, over)
+            summary[f"{name}_low"], summary[f"{name}_high"] = interval(draws)
     return pd.Series(summary)
 
 
-def bootstrap(rows: pd.DataFrame, value: str, resamples: int = 1000, seed: int = 0) -> np.ndarray:
-    """Class means of `value` in % over bootstrap resamples of the images -> [resamples]. The same seed draws
-    the same images for two methods on one dataset, so that their difference is paired."""
+def bootstrap(
+    rows: pd.DataFrame, value: str, resamples: int = 1000, seed: int = 0, over: str | None = None
+) -> np.ndarray:
+    """Class means of `value` (see `class_mean`) in % over bootstrap resamples of the images -> [resamples].
+    The same seed draws the same images for two methods on one dataset, so that their difference is paired."""
     images, image = np.unique(rows["image_id"], return_inverse=True)
     classes, label = np.unique(rows["class_name"], return_inverse=True)
     known = rows[value].notna().to_numpy()
     sums, counts = (np.zeros((len(images), len(classes))) for _ in range(2))
     np.add.at(sums, (image[known], label[known]), rows[value].to_numpy()[known])
-    np.add.at(counts, (image[known], label[known]), 1)
+    np.add.at(counts, (image[known], label[known]), 1 if over is None else rows[over].to_numpy()[known])
     weights = _draws(len(images), resamples, seed)
     with np.errstate(invalid="ignore"):
         return 100 * np.nanmean((weights @ sums) / (weights @ counts), axis=1)

@@ -102,14 +102,14 @@ def scored(clip, explain: Callable, images, text: torch.Tensor):
     """Pictures (PIL) and F_t [T, Ct] -> (CLIP's own cosines [B, T] (Eq. 3), maps before Eq. 5 [B, T, h,
     w])."""
     shared = _prepared(clip, images)
-    return score(shared.features.class_token, text, clip.projection).cpu(), _cells(explain, shared, text)
+    return score(shared.features.class_token, text, clip.projection).cpu(), every_map(explain, shared, text)
 
 
 @torch.no_grad()
 def map_of(clip, explain: Callable, image, text: str) -> torch.Tensor:
     """One picture (PIL) and one text -> the map M at the picture's size (Eq. 5), float32 [H, W] in [0, 1] on
     the CPU."""
-    cells = _cells(explain, _prepared(clip, [image]), clip.encode_text([text]))
+    cells = every_map(explain, _prepared(clip, [image]), clip.encode_text([text]))
     return itsm(cells, image.size[::-1])[0, 0].cpu()
 
 
@@ -117,7 +117,7 @@ def _prepared(clip, images):
     return Shared(clip, to_batch([clip.preprocess(image) for image in images], clip.device))
 
 
-def _cells(explain, shared, text):
+def every_map(explain: Callable, shared: Shared, text: torch.Tensor) -> torch.Tensor:
     """The maps of every image and text, before Eq. 5 -> [B, T, h, w]."""
     cells = maps(explain, shared.images, text, every_pair(shared.images, text), shared)
     return cells.unflatten(0, (len(shared.images), len(text)))
