@@ -56,6 +56,7 @@ def smooth(*shape):
 @pytest.mark.parametrize("count, size", [(5, (20, 31)), (200, (33, 47)), (200, (5, 4)), (1, (9, 9))])
 def test_segments_are_those_of_all_maps_resized_at_once(count, size, monkeypatch):
     cells = smooth(1, count, 7, 6)
+    cells[0, 0] += 0.5
     cells[0, count // 2] = cells[0, 0]  # ties go to the first
     slow = F.interpolate(cells, size, mode="bilinear")[0].argmax(0)
     pieces, interpolate = [], F.interpolate
@@ -110,7 +111,9 @@ def test_windows_show_their_part_of_the_picture_and_their_maps_are_averaged(clip
     for part, (y, x) in zip(cells, corners, strict=True):
         total[:, y : y + 224, x : x + 224] += F.interpolate(part[None], window, mode="bilinear")[0].numpy()
         seen[y : y + 224, x : x + 224] += 1
-    slow = F.interpolate(torch.tensor(total / seen)[None], (30, 40), mode="bilinear")[0].argmax(0)
+    mean = torch.tensor(total / seen)[None]
+    torch.testing.assert_close(segmentation._merge(cells, *tiling), mean.float())
+    slow = F.interpolate(mean, (30, 40), mode="bilinear")[0].argmax(0)
     assert torch.equal(segmentation.segment(cells, (30, 40), tiling), slow)
 
 
@@ -315,6 +318,7 @@ def test_a_class_called_background_and_an_unknown_measure_are_refused(clip):
     explain = eclip.explainer("clip", clip)
     with pytest.raises(ValueError, match="own has a class of its own called background"):
         eclip.evaluate(explain, Own(), clip, measures=["argmax_background"])
+    assert len(segmentation.Segmentation(clip, Overlapping(), background=True).text) == 4  # circle once
     with pytest.raises(ValueError, match="no measure iou"):
         eclip.evaluate(explain, Hand(), clip, measures=["iou"])
 
