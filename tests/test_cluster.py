@@ -104,11 +104,14 @@ def test_evaluation_in_parts_equals_one_pass(tmp_path):
         return eclip.explainer(method, clip), clip
 
     dataset, (explain, clip) = eclip.load_dataset("scenes", limit=20), load()
-    rows = cluster.evaluate_parts(load, dataset, tmp_path, size=8, batch_size=4)
-    whole = eclip.evaluate({"clip": explain}, dataset, clip, batch_size=4)
+    options = {"batch_size": 4, "measures": ["argmax"]}
+    rows = cluster.evaluate_parts(load, dataset, tmp_path, size=8, **options)
+    whole = eclip.evaluate({"clip": explain}, dataset, clip, **options)
     rows, whole = (table.fillna({"seed": ""}) for table in (rows, whole))  # a CSV has no None
     pd.testing.assert_frame_equal(rows, whole, atol=1e-5, check_dtype=False)
+    with pytest.raises(ValueError, match="another evaluation"):
+        cluster.evaluate_parts(load, dataset, tmp_path, size=8, batch_size=4)
     others = [(lambda: load("rclip"), dataset), (load, dataset.part(1, 20))]
     for other, images in [*others, (lambda: load(precision="bf16"), dataset)]:
         with pytest.raises(ValueError, match="another evaluation"):
-            cluster.evaluate_parts(other, images, tmp_path, size=8, batch_size=4)
+            cluster.evaluate_parts(other, images, tmp_path, size=8, **options)

@@ -133,7 +133,10 @@ def _merge(cells, whole, corners, window):
 
 
 def _resize(maps, size):
-    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+    """[1, T, h, w] -> [1, T, *size]. As T images of one channel: as T channels of one image their last bits,
+    which decide ties, would depend on T."""
+    maps = F.interpolate(maps.transpose(0, 1), tuple(size), mode="bilinear", align_corners=False)
+    return maps.transpose(0, 1)
 
 
 @torch.no_grad()
