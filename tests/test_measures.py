@@ -192,6 +192,11 @@ def test_measures_asked_for_beside_leave_the_papers_as_they_are(clip):
         both = (rows[rows["method"] == method].dropna(subset="iou") for rows in (alone, every))
         one, other = (rows.sort_values(KEYS).reset_index(drop=True)[KEYS + SCORES] for rows in both)
         pd.testing.assert_frame_equal(one, other)
+    columns = ["iou_image", "deletion", "insertion"]
+    options = {"batch_size": 1, "measures": ["faithfulness", "image_threshold"]}
+    one = eclip.evaluate(methods["rclip"], Hand(), clip, **options).sort_values(KEYS)[KEYS + columns]
+    other = every[every["method"] == "rclip"].dropna(subset="iou").sort_values(KEYS)[KEYS + columns]
+    pd.testing.assert_frame_equal(*(rows.reset_index(drop=True) for rows in (one, other)), atol=1e-3)
     one, more = (eclip.summarize(rows[rows["method"] == "rclip"]) for rows in (alone, every))
     pd.testing.assert_series_equal(one, more[one.index])
     assert more.mIoU_image <= more.mIoU and {"mIoU_argmax_low", "deletion_high"} <= set(more.index)
