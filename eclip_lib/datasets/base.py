@@ -30,8 +30,8 @@ class Example:
 
 # what is behind objects of photographs, in the words of SCLIP's configurations
 BEHIND = (
-    "sky, wall, tree, wood, grass, road, sea, river, mountain, sands, desk, bed, building, cloud, lamp, door, "
-    "window, wardrobe, ceiling, shelf, curtain, stair, floor, hill, rail, fence"
+    "sky, wall, tree, wood, grass, road, sea, river, mountain, sands, desk, bed, building, cloud, lamp, "
+    "door, window, wardrobe, ceiling, shelf, curtain, stair, floor, hill, rail, fence"
 ).split(", ")
 
 

@@ -40,8 +40,8 @@ class Segmentation:
         self.text = mean_prompt(clip, names) if ensemble else clip.encode_text(one)
 
     def rows(self, batch, explain, views):
-        """(image, class, pixels of the intersection, of the union) of every image of a `Batch` and every class
-        that is present or predicted. views: the `Shared` of the batch, or one of each image's windows."""
+        """(image, class, pixels of the intersection, of the union) of every image of a `Batch` and every
+        class that is present or predicted. views: the batch's `Shared`, or one of each image's windows."""
         if self.slide:
             every = (every_map(explain, view, self.text) for view in views)
         else:
