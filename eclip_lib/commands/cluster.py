@@ -114,7 +114,7 @@ def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_siz
     load: () -> (explainer of the registry, clip). options: `evaluate`'s. Raises ValueError where the folder
     holds rows of another evaluation."""
     explain, clip = load()
-    identity = getattr(explain, "identity", uuid4().hex)  # of one's own: nobody knows when it changes
+    identity = getattr(explain, "identity", [uuid4().hex])  # of one's own: nobody knows when it changes
     about = {"explainer": identity, "options": options, "size": size, "code": core_digest()}
     about |= dataset.identity | clip.identity
     folder = Path(folder)

@@ -205,13 +205,16 @@ def evaluate(
 
 
 def _score_batch(batch, found, normalize, observe, more=()):
-    """Images of one size are scored together. more: [P, …] measured elsewhere, further columns."""
-    counts = [len(names) for names in batch.names]
-    groups, rows = defaultdict(list), []
+    """Images of one size are scored together, as many as a CPU's caches hold. more: [P, …] measured
+    elsewhere, further columns."""
+    counts, room = [len(names) for names in batch.names], 2**20 if found.device.type == "cpu" else 2**26
+    groups, pixels, rows = defaultdict(list), defaultdict(int), []
     for k, pairs in enumerate(torch.arange(len(found), device=found.device).split(counts)):
         if counts[k]:
-            groups[tuple(batch.void[k].shape)].append((k, pairs))
-    for size, group in groups.items():
+            size = tuple(batch.void[k].shape)
+            groups[size, pixels[size] // room].append((k, pairs))
+            pixels[size] += counts[k] * size[0] * size[1]
+    for (size, _), group in groups.items():
         places, pairs = [k for k, _ in group], torch.cat([pairs for _, pairs in group])
         scored = itsm(found[pairs][:, None], size, normalize)[:, 0]
         masks = torch.cat([batch.masks[k] for k in places]).to(found.device)
