@@ -2,16 +2,14 @@
 lie.
 
 A map lies over its image in grey, foreground red and background blue as in the paper (Moreland's diverging
-map, even to the eye; `cmap="cividis"` is safe for every eye). Masks are outlines, in one colour
+map, even to the eye; `notebook_style("cividis")` for one that is safe for every eye). Masks are outlines, in one colour
 everywhere."""
 
 import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 import torch
-from matplotlib_inline.backend_inline import set_matplotlib_formats
 from PIL import Image
 
 from .evaluation import score_contrast
@@ -19,11 +17,18 @@ from .explainers import map_of
 from .networks.clip import PROMPT
 
 CMAP, OUTLINE = "coolwarm", "limegreen"
+COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442"]  # Okabe and Ito's
 
 
-def notebook_style():
-    """Figures in notebooks as small JPEGs: a committed notebook stays under 1 MB."""
+def notebook_style(cmap=CMAP):
+    """Figures in notebooks as small JPEGs, so that a committed one stays under 1 MB; lines, dots and bars in
+    colours for every eye, maps in `cmap` (a name of matplotlib's)."""
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    global CMAP
+    CMAP = plt.get_cmap(cmap).name
     plt.rcParams["figure.dpi"] = 72
+    plt.rcParams["axes.prop_cycle"] = plt.cycler(color=COLOURS)
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75})
 
 
@@ -32,7 +37,7 @@ def literally(text):
     return text.replace("$", r"\$")
 
 
-def overlay(image, heat=None, ax=None, title=None, cmap=CMAP, mask=None, words=""):
+def overlay(image, heat=None, ax=None, title=None, cmap=None, mask=None, words=""):
     """Draw an image (PIL), in grey where a map lies over it: `heat` [H, W] in [0, 1], array or tensor, whose
     values lie in [0, 1]; a bool one is an outline, as `mask` is. `words` stand in the corner. Returns the
     axes."""
@@ -41,7 +46,7 @@ def overlay(image, heat=None, ax=None, title=None, cmap=CMAP, mask=None, words="
         drawn, mask = None, drawn
     ax.imshow(image if drawn is None else image.convert("L"), cmap="gray", vmin=0, vmax=255)
     if drawn is not None:
-        ax.imshow(drawn.astype(float), cmap=cmap, vmin=0, vmax=1, alpha=0.65)
+        ax.imshow(drawn.astype(float), cmap=cmap or CMAP, vmin=0, vmax=1, alpha=0.65)
     if mask is not None and np.any(mask) and not np.all(mask):
         for colour, width in (("black", 1.6), (OUTLINE, 0.9)):
             ax.contour(np.asarray(mask, dtype=float), [0.5], colors=colour, linewidths=width)
@@ -53,15 +58,19 @@ def overlay(image, heat=None, ax=None, title=None, cmap=CMAP, mask=None, words="
     return ax
 
 
-def sheet(rows, columns, names=None, cmap=CMAP, size=1.5):
+def grid(rows, columns, size):
+    """Axes close together, whose titles and labels keep out of each other's way -> (figure, array of them)."""
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    return figure, axes
+
+
+def sheet(rows, columns, names=None, cmap=None, size=1.5):
     """A sheet of overlays with a colour bar. rows: a list of (image, or one image a column; panels, one a
     column: None, a mask, a map, or `judged`); columns: their titles; names: a label for each row. Returns the
     figure."""
     shape = len(rows), len(columns)
-    figure, axes = plt.subplots(
-        *shape, figsize=(size * shape[1] + 0.5, size * shape[0] + 0.3), squeeze=False, layout="constrained"
-    )
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    figure, axes = grid(*shape, (size * shape[1] + 0.5, size * shape[0] + 0.3))
     for i, (image, panels) in enumerate(rows):
         for j, panel in enumerate(panels):
             below = image[j] if isinstance(image, list) else image
@@ -71,7 +80,7 @@ def sheet(rows, columns, names=None, cmap=CMAP, size=1.5):
         if names:
             axes[i, 0].set_ylabel(names[i], fontsize=8)
     if any(len(ax.images) > 1 for ax in axes.flat):
-        scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), cmap)
+        scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), cmap or CMAP)
         bar = figure.colorbar(scale, ax=axes, shrink=min(1, 1.6 / shape[0]), aspect=18, pad=0.01)
         bar.set_ticks([0, 1], labels=["0", "1"], fontsize=7)
         bar.set_label("score in the map", fontsize=7, labelpad=-4)
@@ -133,9 +142,7 @@ def intervals(table, value, label, group="dataset", name="network", reference=0,
         rows = table[table[group] == part]
         x = [names.index(n) + (k - (len(groups) - 1) / 2) * 0.2 for n in rows[name]]
         below, above = rows[value] - rows[f"{value}_low"], rows[f"{value}_high"] - rows[value]
-        ax.errorbar(
-            x, rows[value], [below, above], fmt="o", capsize=3, color=sns.color_palette()[k], label=part
-        )
+        ax.errorbar(x, rows[value], [below, above], fmt="o", capsize=3, color=f"C{k}", label=part)
     if reference is not None:
         ax.axhline(reference, color="gray", linestyle="--", linewidth=1)
     ax.set_xticks(range(len(names)), names, fontsize=8)
@@ -152,12 +159,12 @@ SHIFT_COLOURS = {
 }
 
 
-def point_map(image, place, pooled, grid, kinds=None, ax=None, title=None, seed=0):
+def point_map(image, place, pooled, grid, kinds=None, mask=None, ax=None, title=None, seed=0):
     """Fig. 4: one point a channel at its token (jittered inside it, so that no point hides another), larger
     where its pooled value is.
 
     image: PIL. place: int [D] positions; pooled: [D] values; grid: (h, w); kinds: [D] indices into
-    `SHIFT_COLOURS`, default all grey. Returns the axes."""
+    `SHIFT_COLOURS`, default all grey; mask: outlined. Returns the axes."""
     ax = ax or plt.gca()
     place, pooled = np.asarray(place), np.asarray(pooled, dtype=float)
     rng, (height, width) = np.random.default_rng(seed), grid
@@ -168,7 +175,7 @@ def point_map(image, place, pooled, grid, kinds=None, ax=None, title=None, seed=
         np.full(len(place), 2) if kinds is None else np.asarray(kinds)
     ]
     pale = Image.blend(image.convert("L"), Image.new("L", image.size, 255), 0.6)
-    overlay(pale, ax=ax, title=title)
+    overlay(pale, ax=ax, title=title, mask=mask)
     ax.scatter(x, y, s=size, c=colours, alpha=0.9, linewidths=0.6, edgecolors="white")
     for k in range(1, width):
         ax.axvline(k * image.width / width, color="white", linewidth=0.3, alpha=0.6)
@@ -181,15 +188,7 @@ def point_map(image, place, pooled, grid, kinds=None, ax=None, title=None, seed=
 def shift_legend(figure):
     """The legend of `point_map`'s colours, below a figure."""
     points = [plt.Line2D([], [], marker="o", linestyle="", color=colour) for colour in SHIFT_COLOURS.values()]
-    figure.legend(
-        points,
-        SHIFT_COLOURS,
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0.02),
-        ncols=3,
-        frameon=False,
-        fontsize=8,
-    )
+    figure.legend(points, SHIFT_COLOURS, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 
 
 VERDICT_COLOURS = {"above": "#2c7bb6", "undecided": "#cccccc", "below": "#d7191c"}

@@ -4,7 +4,6 @@ Table 3)."""
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 
 from .. import plots
 from ..datasets import examples
@@ -153,13 +152,19 @@ def verdict(steps, masks):
 def loss_figure(losses, chance):
     """Training loss by epoch, one panel a network, one line a pooling (mean over seeds). losses: list of
     the losses of trainings, as DataFrames; chance: ln of the batch size."""
-    losses = pd.concat(losses, ignore_index=True)
-    shape = {"col": "network", "kind": "line", "height": 2.6, "aspect": 1.2}
-    grid = sns.relplot(losses, x="epoch", y="loss", hue="pooling", errorbar=None, **shape)
-    grid.set(ylim=(0, None)).set_titles("{col_name}")
-    for ax in grid.axes.flat:
+    networks = pd.concat(losses, ignore_index=True).groupby("network", sort=False)
+    size = 3.2 * len(networks), 2.6
+    figure, axes = plt.subplots(
+        1, len(networks), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax, (network, part) in zip(axes[0], networks, strict=True):
+        for pooling, curve in part.groupby("pooling", sort=False):
+            ax.plot(curve.groupby("epoch")["loss"].mean(), label=pooling)
         ax.axhline(chance, color="gray", linestyle=":")
-    return grid.figure
+        ax.set(title=network, xlabel="epoch", ylim=(0, None))
+    axes[0, 0].set_ylabel("loss")
+    axes[0, -1].legend(title="pooling", frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
 
 
 def wide(result):
@@ -180,7 +185,7 @@ def table_3_figure(measured, title):
         for k, name in enumerate(names):
             part = measured[measured["pooling"] == name].set_index("network").loc[networks]
             x = np.arange(len(networks)) + (k - (len(names) - 1) / 2) * 0.8 / len(names)
-            ax.bar(x, part[value], 0.75 / len(names), color=sns.color_palette()[k], label=name)
+            ax.bar(x, part[value], 0.75 / len(names), color=f"C{k}", label=name)
             ax.vlines(x, part[f"{value}_low"], part[f"{value}_high"], color="black")
         ax.axhline(0, color="gray", linewidth=0.8)
         ax.set_xticks(range(len(networks)), networks, fontsize=8)

@@ -1,5 +1,7 @@
 """Notebook 04's pictures: Figs. 4 and 9, and shift against mSC."""
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -13,34 +15,34 @@ from ..shift import POOLINGS, channels, foreground_tokens, positions, semantic_s
 
 @torch.no_grad()
 def _places(clip, example):
-    """(positions, pooled values, B2F and F2B kinds of every pooling against max, grid) of one image; kinds
-    index `plots.SHIFT_COLOURS`."""
+    """({pooling: what `plots.point_map` takes of one image: its channels' positions, pooled values, grid, and
+    kinds of shift against max}, mask of all objects)."""
     features = clip.encode_image(clip.preprocess(example.image)[None])
     values, pooled = channels(features, clip.projection)
     place = {name: positions(values, value)[0].cpu() for name, value in pooled.items()}
-    union = torch.from_numpy(np.any(list(example.masks.values()), axis=0))
+    union = np.any(list(example.masks.values()), axis=0)
     void = None if example.void is None else torch.from_numpy(example.void)
-    foreground, kinds = foreground_tokens(union, void, features.grid)[None], {}
+    foreground, points = foreground_tokens(torch.from_numpy(union), void, features.grid)[None], {}
     for name in POOLINGS:
         b2f, f2b = semantic_shift(place["max"][None], place[name][None], foreground)
-        kinds[name] = torch.where(b2f, 0, torch.where(f2b, 1, 2))[0]
-    return place, {name: value[0].cpu() for name, value in pooled.items()}, kinds, features.grid
+        kinds = torch.where(b2f, 0, torch.where(f2b, 1, 2))[0]
+        points[name] = place[name], pooled[name][0].cpu(), features.grid, kinds
+    return points, union
 
 
 def figure_4(run, network, name, count=3):
     """Fig. 4 for the first images of a dataset: the points of max, average and attention pooling, then
     average against max."""
     clip, shown = run.load_clip(network), examples(run.load_dataset(name), count)
-    figure, axes = plt.subplots(len(shown), 4, figsize=(9, 2.4 * len(shown)), squeeze=False)
+    figure, axes = plots.grid(len(shown), 4, (9, 2.4 * len(shown)))
     for row, example in zip(axes, shown, strict=True):
-        place, pooled, kinds, grid = _places(clip, example)
+        points, union = _places(clip, example)
         for ax, pooling in zip(row, POOLINGS, strict=False):
-            title = f"{pooling}: {len(place[pooling].unique())} of {grid[0] * grid[1]} tokens"
-            plots.point_map(example.image, place[pooling], pooled[pooling], grid, ax=ax, title=title)
-        average = place["average"], pooled["average"], grid, kinds["average"]
-        plots.point_map(example.image, *average, row[3], "average against max")
+            place, values, grid, _ = points[pooling]
+            title = f"{pooling}: {len(place.unique())} of {math.prod(grid)} tokens"
+            plots.point_map(example.image, place, values, grid, mask=union, ax=ax, title=title)
+        plots.point_map(example.image, *points["average"], union, row[3], "average against max")
     figure.suptitle(f"{clip.title} on {name}: one point a channel", fontsize=10)
-    figure.tight_layout()
     plots.shift_legend(figure)
     return figure
 
@@ -49,21 +51,17 @@ def figure_9(run, name, count=3):
     """Fig. 9: attention pooling's points coloured by their shift against max, beside CLIP's map, for every
     network."""
     shown, networks = examples(run.load_dataset(name), count), len(run.networks)
-    figure, axes = plt.subplots(
-        len(shown), 2 * networks, figsize=(4.2 * networks, 2.2 * len(shown)), squeeze=False
-    )
+    figure, axes = plots.grid(len(shown), 2 * networks, (4.2 * networks, 2.2 * len(shown)))
     for k, network in enumerate(run.networks):
         clip = run.load_clip(network)
         explain = explainer("clip", clip)
         for row, example in zip(axes, shown, strict=True):
-            place, pooled, kinds, grid = _places(clip, example)
-            attention = place["attention"], pooled["attention"], grid, kinds["attention"]
-            plots.point_map(example.image, *attention, row[2 * k], clip.title)
+            points, union = _places(clip, example)
+            plots.point_map(example.image, *points["attention"], union, row[2 * k], clip.title)
             class_name = next(iter(example.masks))
             heat = map_of(clip, explain, example.image, PROMPT.format(class_name))
             heat, mask, words = plots.judged(example, class_name, heat)
             plots.overlay(example.image, heat, row[2 * k + 1], class_name, mask=mask, words=words)
-    figure.tight_layout()
     plots.shift_legend(figure)
     return figure
 
@@ -80,6 +78,6 @@ def link_figure(rows):
         ax.axhline(0, color="gray", linestyle="--", linewidth=1)
         ax.set(title=network, xlabel="shifted channels (%)")
     axes[0, 0].set_ylabel("mSC of the image (%)")
-    axes[0, -1].legend(frameon=False, fontsize=7)
+    axes[0, -1].legend(fontsize=7, markerscale=2, loc="lower left", bbox_to_anchor=(1, 0), frameon=False)
     figure.tight_layout()
     return figure
