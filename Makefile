@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PROFILE ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce photos test rehearse results notebooks lint bench demo-models clean
+.PHONY: help setup reproduce photos test rehearse results notebooks book address lint bench demo-models clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,15 @@ results: setup  ## copy the last run's tables and figures to results/
 
 notebooks: setup  ## execute the committed notebooks in place (demo)
 	@$(BIN)/python -c "from eclip_lib.commands.promote import execute_in_place; execute_in_place()"
+
+book: setup  ## README, notebooks as committed, report and docs as one site: runs/book/index.html
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book]'
+	@$(BIN)/python -m sphinx -q -W --keep-going -c docs . runs/book && echo runs/book/index.html
+
+address:  ## write pyproject.toml's address of the repository into README and notebooks
+	@new=$$(sed -nE 's#^Repository = "https://github.com/(.*)"#\1#p' pyproject.toml); \
+	old=$$(sed -nE 's#.*git clone https://github.com/([^ ]+) .*#\1#p' README.md); \
+	sed -i "s#$$old#$$new#g" README.md notebooks/*.ipynb
 
 lint: setup  ## ruff, notebooks included, mypy, and the direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -246,6 +246,10 @@ def _sentence(error):
         return line if len(line) < 300 else re.sub(r"(\S{30})\S{40,}(\S{30})", r"\1…\2", line)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory: run with a smaller --batch-size, or with --device cpu"
+    if isinstance(error, ModuleNotFoundError):
+        return (
+            f"{error.name} is not installed; pip install 'eclip-lib[notebooks]' brings what any command needs"
+        )
     return (
         f"an unexpected {type(error).__name__}: {line[:250]}; run it with --debug to see where, and report it"
     )

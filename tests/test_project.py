@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -12,10 +14,11 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def plain(name):
-    return re.sub("[-_.]+", "-", re.sub(r"\[.*", "", name)).lower()
+    return re.sub("[-_.]+", "-", re.sub(r"[[<>=].*", "", name)).lower()
 
 
 def pins():
@@ -23,15 +26,71 @@ def pins():
     return {plain(name): version.strip() for name, version in lines}
 
 
-def test_conda_and_pip_name_the_same_packages_and_versions():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {plain(name) for name in project["dependencies"] + project["optional-dependencies"]["test"]}
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    listed = dict(line.split("==") for line in next(d["pip"] for d in environment if isinstance(d, dict)))
-    assert {plain(name) for name in listed} == wanted
-    assert {plain(name): version for name, version in listed.items()} == {
-        name: pins()[name] for name in wanted
+def test_every_package_is_pinned_and_has_a_floor_and_tests_install_them_all():
+    extras = PROJECT["optional-dependencies"]
+    core = PROJECT["dependencies"]
+    users = [name for extra in ("eval", "train", "notebooks", "cluster") for name in extras[extra]]
+    for requirement in [*core, *users, *extras["book"]]:
+        assert ">=" in requirement or requirement.startswith("eclip-lib["), requirement
+    wanted = {plain(name) for extra in set(extras) - {"app"} for name in core + extras[extra]} - {"eclip-lib"}
+    assert wanted <= set(pins())
+    assert (
+        extras["test"][0] == "eclip-lib[notebooks,cluster]"
+        and extras["notebooks"][0] == "eclip-lib[eval,train]"
+    )
+
+
+def test_the_core_imports_without_the_extras():
+    """What runs notebooks needs what runs notebooks, and nothing else needs an extra to be imported."""
+    extras = (
+        "pycocotools sklearn scipy pytorch_grad_cam torchmetrics braceexpand webdataset ray gradio skimage"
+    )
+    notebooks = "papermill nbformat nbconvert ipywidgets IPython ipykernel matplotlib_inline"
+    code = f"""
+import importlib, pkgutil, sys
+sys.modules.update(dict.fromkeys({(extras + " " + notebooks).split()}))
+import eclip_lib
+for module in pkgutil.walk_packages(eclip_lib.__path__, "eclip_lib."):
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError:
+        print(module.name.removeprefix("eclip_lib."))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lacking = {
+        "commands.bench",
+        "commands.forecast",
+        "commands.notebooks",
+        "commands.passes",
+        "commands.promote",
     }
+    assert set(done.stdout.split()) <= lacking | {"studies.quickstart"}
+
+
+def test_the_repositorys_address_stands_in_one_place():
+    """`make address` writes pyproject's wherever a page or notebook needs it in full."""
+    (owner,) = re.findall(r"github.com/([\w-]+/[\w-]+)$", PROJECT["urls"]["Repository"])
+    for path in [ROOT / "README.md", *NOTEBOOKS]:
+        found = re.findall(
+            r"(?:github\.com|github|gh)/([\w-]+/[\w-]+?)(?=/(?:blob|main)| |\\?\")", path.read_text()
+        )
+        assert len(found) >= 3 and set(found) == {owner}, path.name
+
+
+def test_a_notebook_installs_the_package_where_it_is_not_and_opens_elsewhere_by_its_badges():
+    for path in NOTEBOOKS:
+        first, install = nbformat.read(path, as_version=4).cells[:2]
+        assert (
+            f"/blob/main/notebooks/{path.name})" in first.source
+            and f"labpath=notebooks%2F{path.name})" in first.source
+        )
+        assert 'find_spec("eclip_lib") is None' in install.source and "constraints" not in install.source
+
+
+def test_only_pythons_that_were_tried_are_claimed():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    versions = workflow["jobs"]["tests"]["strategy"]["matrix"]["python"]
+    assert PROJECT["requires-python"] == f">={versions[0]},<3.{int(versions[-1][2:]) + 1}"
 
 
 def test_the_quoted_tables_are_consistent_but_for_the_known_errata():

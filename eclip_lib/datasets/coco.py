@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 
 import numpy as np
-from pycocotools.coco import COCO
 
 from .base import Dataset, Example, check_size, read_image, require
 
@@ -44,6 +43,8 @@ class COCO2017(Dataset):
     def __init__(self, root):
         self.images = require(require(root, self.name, LAYOUT) / "val2017", self.name, LAYOUT)
         self.path = require(self.images.parent / "annotations" / "instances_val2017.json", self.name, LAYOUT)
+        from pycocotools.coco import COCO
+
         self.coco = COCO()
         self.coco.dataset = read_annotations(self.path, ("images", "annotations", "categories"))
         try:

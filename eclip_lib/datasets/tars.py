@@ -12,8 +12,6 @@ import zlib
 from itertools import islice
 from pathlib import Path
 
-from braceexpand import braceexpand
-
 from .. import files
 from .base import read_image
 
@@ -80,6 +78,8 @@ class WebPairs:
     one by one and that are not there."""
 
     def __init__(self, pattern):
+        from braceexpand import braceexpand
+
         folder = files.place(pattern).is_dir()
         found = files.matching(Path(pattern, "*.tar") if folder else pattern, braceexpand)
         paths = sorted(str(path) for some in found.values() for path in some if path.name[:2] != "._")

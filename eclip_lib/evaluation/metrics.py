@@ -3,7 +3,6 @@ precision."""
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score
 
 STEPS = 100  # thresholds 0, 0.01, … 1.00
 
@@ -98,6 +97,8 @@ def score_contrast(maps: torch.Tensor, masks: torch.Tensor, void: torch.Tensor |
 def average_precision(scores, labels):
     """Recognition (Table 4): average precision per class over images. scores: [N, K]. labels: bool [N, K].
     Returns a float64 array [K], nan for a class without a positive image; its nan-mean is the mAP."""
+    from sklearn.metrics import average_precision_score
+
     scores, labels = np.asarray(scores), np.asarray(labels)
     per_class = zip(scores.T, labels.T, strict=True)
     return np.array([average_precision_score(y, s) if y.any() else np.nan for s, y in per_class])

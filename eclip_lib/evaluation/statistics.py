@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from ..explainers import named
 
@@ -96,6 +95,8 @@ def mean_interval(values, seed=0):
 
 def t_interval(values):
     """Mean over trainings with its 95 % interval by Student's t -> (mean, low, high)."""
+    from scipy import stats
+
     values = np.asarray(values, dtype=float)
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else np.nan
     return values.mean(), values.mean() - half, values.mean() + half

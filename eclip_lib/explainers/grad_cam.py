@@ -6,8 +6,6 @@ stage."""
 from functools import partial
 
 import torch
-from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from ..method import score
@@ -31,14 +29,16 @@ class _Cosines(nn.Module):
         return score(features.class_token, self.text, self.clip.projection)
 
 
-class _GridCAM(GradCAM):
-    """The package scales its maps to the input's size; ours stay on the layer's grid."""
-
-    def get_target_width_height(self, input_tensor):
-        return self.activations_and_grads.activations[0].shape[:1:-1]
-
-
 def grad_cam(clip):
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    class GridCAM(GradCAM):
+        """The package scales its maps to the input's size; ours stay on the layer's grid."""
+
+        def get_target_width_height(self, input_tensor):
+            return self.activations_and_grads.activations[0].shape[:1:-1]
+
     visual = clip.model.visual
     if not clip.is_vit and not hasattr(visual, "layer4"):
         raise ValueError(f"grad_cam knows the layers of OpenAI's ViTs and ResNets; {clip.network} is neither")
@@ -50,7 +50,7 @@ def grad_cam(clip):
 
     def explain(images, text, index):
         x = once_an_image(begin, images, index)  # nothing else requires a gradient: the weights are locked
-        with _GridCAM(_Cosines(clip, text), [layer], to_grid if clip.is_vit else None) as cam:
+        with GridCAM(_Cosines(clip, text), [layer], to_grid if clip.is_vit else None) as cam:
             maps = cam(x, [ClassifierOutputTarget(t) for t in index[:, 1].tolist()])
         return torch.from_numpy(maps).to(images.device)
 
