@@ -39,7 +39,7 @@ def written(folder, **settings):
 
 def saved(run):
     """What notebooks 01, 02, 04, 05 and 06 measure, in short -> {table: as saved}."""
-    models, clips, rows = run.load_masks(), run.load_clips(), []
+    models, clips, rows, shift = run.load_masks(), run.load_clips(), [], []
     for network, clip in clips.items():
         found = mmp_training.recognition(run, clip)
         features = run.features(clip, models)
@@ -47,14 +47,18 @@ def saved(run):
         run.save_pair(pair, network)
         assert mmp_training.recognition(run, clip, pair) == found
         rows.append(run.evaluate(clip, "scenes", benchmarks.explainers_of(run, clip, benchmarks.TABLE_1)))
-        quality = attention_quality.quality_in(run, models | {"noise": noise}, clip)
-        run.save_table(attention_quality.mask_table(quality), f"attention_{network}")
+        quality = attention_quality.measured(run, models | {"noise": noise}, clip, "scenes")
+        run.save_table(attention_quality.mask_table({"scenes": quality}), f"attention_{network}")
+        run.save_table(pd.DataFrame(itsm_discovery.histogram(run, clip, "scenes")), f"histogram_{network}")
+        shift.append(semantic_shift.measured(run, clip, "scenes"))
     run.save_table(benchmarks.table(run, pd.concat(rows), benchmarks.TABLE_1), "table_1")
-    for (network, name), shares in itsm_discovery.evaluate_all(run)[1].items():
-        run.save_table(pd.DataFrame(shares), f"histogram_{network}_{name}")
-    run.save_table(semantic_shift.rows_in(run), "shift")
+    run.save_table(pd.concat(shift, ignore_index=True), "shift")
     run.save_table(controlled_scenes.controlled_table(run, 2), "controlled")
-    run.save_table(controls.rows_in(run, 2), "controls")
+    controlled = [pd.DataFrame()]
+    for network in benchmarks.vits(run):
+        methods = benchmarks.explainers_of(run, clips[network], benchmarks.TABLE_2)
+        controlled.append(controls.measured(run, clips[network], "scenes", methods, 2))
+    run.save_table(pd.concat(controlled), "controls")
     run.save_table(controls.baseline_table(run, clip), "text_free")
     run.save_table(benchmarks.map_statistics(run, ["clip", "eclip"], 4), "map_statistics")
     found = run.save_table(benchmarks.table_4(run), "table_4")

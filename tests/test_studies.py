@@ -411,6 +411,12 @@ def test_what_a_finer_grid_costs_is_paired_over_images(run):
     assert benchmarks.finer_grid(run, rows[rows["network"] == "c"]).empty
 
 
+def test_the_best_method_is_told_by_both_measures():
+    table = pd.DataFrame({"method": ["clip", "eclip", "bi_model"], "mIoU": [10, 40, 50], "mSC": [-9, 30, 20]})
+    said = benchmarks.best_in_words(table.assign(dataset="a", network="n"))
+    assert said == "a, n: best by mIoU Bi-Model 50.0, then ECLIP 40.0; by mSC ECLIP 30.0, then Bi-Model 20.0"
+
+
 def test_masks_and_augmentation_are_judged_by_their_trainings():
     columns = ["dataset", "pooling", "mIoU", "mIoU_low", "mIoU_high"]
     lines = [
@@ -420,9 +426,13 @@ def test_masks_and_augmentation_are_judged_by_their_trainings():
     ]
     masks = pd.DataFrame([*lines, ("a", "max, mask: CLIP's own", 55, 54, 56)], columns=columns)
     masks = masks.assign(seeds=3)
-    said = pooling_ablation.verdict(pd.DataFrame(columns=["better", "than"]), masks)
+    steps = pd.DataFrame(columns=["better", "than"])
+    seeds = pd.DataFrame({"pooling": ["max", "max", "average", "average"], "mSC": [1, 2, 1, -1]})
+    seeds = seeds.assign(dataset="a", network="n")
+    said = pooling_ablation.verdict(seeds, steps, masks)
+    assert said.startswith("The map is turned, mSC above 0 in every training: max 1 of 1, average 0 of 1.")
     assert "The best is max, mask: CLIP's own." in said and "+5.0 mIoU; no training of one reaches" in said
-    alone = pooling_ablation.verdict(pd.DataFrame(columns=["better", "than"]), masks.assign(seeds=1))
+    alone = pooling_ablation.verdict(seeds, steps, masks.assign(seeds=1))
     assert "+5.0 mIoU; one training each, which decides nothing" in alone
     views = masks.assign(views=["as they are", "afresh", "once", "twice"])
     gained = pd.DataFrame([{f"{m}_{end}": 1 for m in ("mIoU", "mSC") for end in ("low", "high")}])

@@ -60,14 +60,11 @@ def mask_table(quality, seed=0):
     return pd.DataFrame(lines)
 
 
-def quality_in(run, masks, clip):
-    """{dataset: `attention_quality`} of a run, measured once."""
-    found, known = {}, {name: mask_identity(mask) for name, mask in masks.items()}
-    for name in run.datasets:
-        dataset = run.load_dataset(name)
-        measure = partial(attention_quality, masks, clip, dataset, run.workers, run.batch_size)
-        found[name] = run.once("attention_quality", [clip, dataset, known], measure)
-    return found
+def measured(run, masks, clip, name):
+    """`attention_quality` on one of a run's datasets, measured once."""
+    dataset, known = run.load_dataset(name), {name: mask_identity(mask) for name, mask in masks.items()}
+    measure = partial(attention_quality, masks, clip, dataset, run.workers, run.batch_size)
+    return run.once("attention_quality", [clip, dataset, known], measure)
 
 
 def mask_gains(quality, learned, seed=0):

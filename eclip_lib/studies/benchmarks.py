@@ -61,6 +61,18 @@ def wide(result):
     )
 
 
+def best_in_words(measured):
+    """Which method is best by mIoU and by mSC, and by how much, on every network and dataset of a `table`."""
+    lines = []
+    for (name, network), part in measured.groupby(["dataset", "network"], sort=False):
+        said = []
+        for value in VALUES:
+            (first, best), (second, next_) = part.set_index("method")[value].nlargest(2).items()
+            said.append(f"{value} {named(first)} {best:.1f}, then {named(second)} {next_:.1f}")
+        lines.append(f"{name}, {network}: best by {'; by '.join(said)}")
+    return "\n".join(lines)
+
+
 def all_gains(run, rows):
     """RCLIP against the gradient methods, ECLIP against every method there is (§4.2, Table 2), paired over
     images."""

@@ -10,7 +10,6 @@ from ..evaluation import batches, counts, mean_interval, prompts, score_contrast
 from ..explainers import FeatureMap, Shared, maps, named
 from ..method import itsm
 from ..networks.attention import GRID, center_prior, mask_identity, noise, pixel_saliency
-from .benchmarks import LATER, TABLE_2, explainers_of, vits
 
 BASELINES = {"pixel saliency": pixel_saliency, "centre": center_prior, "noise": noise}
 
@@ -37,18 +36,12 @@ def less_the_mean(explain):
     return lambda images, text: centred(explain(images, text))
 
 
-def rows_in(run, limit=100):
-    """`control_rows` of every method on the coarse and the fine ViT and the run's datasets, measured once."""
-    parts = []
-    for network in vits(run):
-        clip = run.load_clip(network)
-        found = explainers_of(run, clip, TABLE_2 + LATER)
-        for name in run.datasets:
-            dataset = run.load_dataset(name, min(limit, run.limit or limit))
-            measure = partial(control_rows, dataset, clip, found, run.workers, run.batch_size)
-            part = run.once("controls", [clip, dataset, *found.values()], measure)
-            parts.append(part.assign(dataset=name, network=clip.title))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+def measured(run, clip, name, explainers, limit=100):
+    """`control_rows` on the first images of one of a run's datasets, measured once."""
+    dataset = run.load_dataset(name, min(limit, run.limit or limit))
+    measure = partial(control_rows, dataset, clip, explainers, run.workers, run.batch_size)
+    rows = run.once("controls", [clip, dataset, *explainers.values()], measure)
+    return rows.assign(dataset=name, network=clip.title)
 
 
 @torch.no_grad()

@@ -156,16 +156,6 @@ def unlock(
     return pair.requires_grad_(False), pd.DataFrame(lines, columns=["epoch", "step", "loss", "seconds"])
 
 
-def arms_rows(run, arms):
-    """Tidy rows of {(title, training): `Arm`} on the run's datasets."""
-    rows = [
-        run.evaluate(arm.clip, name, {key: explainer("eclip", arm.clip, projection=arm.projection)})
-        for key, arm in arms.items()
-        for name in run.datasets
-    ]
-    return pd.concat(rows, ignore_index=True)
-
-
 def arms_table(run, rows):
     """One line a dataset and arm, its first training: `summarize`'s measures in %."""
     result = table(rows[rows["seed"] == 0], ("dataset", "method"), seed=run.seed)

@@ -26,18 +26,11 @@ def pixel_shares(maps, masks, void=None, bins=25):
     return counts / counts.sum(2, keepdim=True)
 
 
-def evaluate_all(run):
-    """CLIP's map on every network and dataset of a run, one pass each -> (tidy rows, {(network, dataset):
-    `pixel_shares` averaged over all pairs})."""
-    rows, histograms = [], {}
-    for network in run.networks:
-        clip = run.load_clip(network)
-        for name in run.datasets:
-            dataset = run.load_dataset(name)
-            found = run.once("histogram", [clip, dataset], partial(_histogram, run, clip, dataset))
-            histograms[network, name] = found.to_numpy()
-            rows.append(run.evaluate(clip, dataset, {"clip": explainer("clip", clip)}))
-    return pd.concat(rows, ignore_index=True), histograms
+def histogram(run, clip, name):
+    """`pixel_shares` of CLIP's maps, averaged over all pairs of a dataset and measured once -> [2, bins]. The
+    same pass writes the rows of `Run.evaluate`."""
+    dataset = run.load_dataset(name)
+    return run.once("histogram", [clip, dataset], partial(_histogram, run, clip, dataset)).to_numpy()
 
 
 def _histogram(run, clip, dataset):

@@ -11,11 +11,6 @@ from ..explainers import explainer
 from .pooling_ablation import score_pairs, seed_table
 
 
-def rows_of(run, clip, trained):
-    """Tidy rows of CLIP and of ECLIP, every training of it, on the run's datasets."""
-    return score_pairs(run, clip, {("ECLIP", seed): part.pair for seed, part in enumerate(trained)})
-
-
 def tables(run, rows):
     """Table 1's rows of CLIP and ECLIP -> (one line a network, dataset and method with intervals over images,
     of ECLIP's first training; ECLIP over trainings; paired gains of ECLIP over CLIP)."""

@@ -125,11 +125,21 @@ def resnet_grid(run, before, after):
     return pd.concat(parts, ignore_index=True)
 
 
-def verdict(steps, masks):
-    """Is it the pooling, and which mask helps most? Sentences computed from `ordering` and `beyond`."""
-    lines = [gains_in_words(steps)]
+def turned(seeds):
+    """Which pooling turns the map: of how many datasets and networks mSC is above 0 in every training."""
+    least = seeds.groupby(["pooling", "dataset", "network"], sort=False)["mSC"].min()
+    cases = [
+        f"{name} {(part > 0).sum()} of {len(part)}" for name, part in least.groupby("pooling", sort=False)
+    ]
+    return f"The map is turned, mSC above 0 in every training: {', '.join(cases)}."
+
+
+def verdict(seeds, steps, masks):
+    """Which pooling turns the map, and which mask helps most? Sentences computed from `seed_table`, `ordering`
+    and `beyond`."""
+    lines = [turned(seeds), gains_in_words(steps)]
     if masks.empty:
-        return lines[0]
+        return "\n".join(lines)
     mean = masks.groupby("pooling", sort=False)["mIoU"].mean()
     fair = mean.drop([Pooling("masked_max", GROUND_TRUTH).label], errors="ignore").sort_values(
         ascending=False

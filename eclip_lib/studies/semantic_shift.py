@@ -54,18 +54,13 @@ def shift_rows(dataset, clip, projection=None, workers=0, batch_size=32, ablate=
     return pd.concat(tables, ignore_index=True)
 
 
-def rows_in(run):
-    """`shift_rows` of a run's networks on its datasets, measured once; `shifted`: share of the channels
+def measured(run, clip, name):
+    """`shift_rows` of a network on one of a run's datasets, measured once; `shifted`: share of the channels
     (%)."""
-    parts = []
-    for network in run.networks:
-        clip = run.load_clip(network)
-        for name in run.datasets:
-            dataset, options = run.load_dataset(name), {"workers": run.workers, "batch_size": run.batch_size}
-            measure = partial(shift_rows, dataset, clip, seed=run.seed, **options)
-            part = run.once("shift", [clip, dataset, run.seed], measure)
-            parts.append(part.assign(dataset=name, network=clip.title))
-    return pd.concat(parts, ignore_index=True).assign(shifted=shifted_share)
+    dataset, options = run.load_dataset(name), {"workers": run.workers, "batch_size": run.batch_size}
+    measure = partial(shift_rows, dataset, clip, seed=run.seed, **options)
+    rows = run.once("shift", [clip, dataset, run.seed], measure)
+    return rows.assign(dataset=name, network=clip.title, shifted=shifted_share)
 
 
 def _share(objects, void):
