@@ -239,17 +239,15 @@ def _sentence(error):
     """What a user reads: the sentence of a mistake; of anything else its kind and first line, and how to see
     more."""
     line = " ".join(str(error).split())
-    of_file = isinstance(error, OSError) and error.filename and error.strerror
-    if of_file and not isinstance(error.filename, int):
-        return f"{error.filename}: {error.strerror}"
+    name = getattr(error, "filename", None)
+    if isinstance(error, OSError) and error.strerror and name and not isinstance(name, int):
+        return f"{name}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
         return line if len(line) < 300 else re.sub(r"(\S{30})\S{40,}(\S{30})", r"\1…\2", line)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory: run with a smaller --batch-size, or with --device cpu"
     if isinstance(error, ModuleNotFoundError):
-        return (
-            f"{error.name} is not installed; pip install 'eclip-lib[notebooks]' brings what any command needs"
-        )
+        return f"{error.name} is not installed; pip install 'eclip-lib[notebooks]' has all that commands need"
     return (
         f"an unexpected {type(error).__name__}: {line[:250]}; run it with --debug to see where, and report it"
     )

@@ -160,8 +160,8 @@ def verdict(seeds, steps, masks):
 
 
 def loss_figure(losses, chance):
-    """Training loss by epoch, one panel a network, one line a pooling (mean over seeds). losses: list of
-    the losses of trainings, as DataFrames; chance: ln of the batch size."""
+    """Training loss by epoch, one panel a network, one line a pooling (mean over seeds). losses: a
+    DataFrame a training; chance: ln of the batch size."""
     networks = pd.concat(losses, ignore_index=True).groupby("network", sort=False)
     size = 3.2 * len(networks), 2.6
     figure, axes = plt.subplots(
