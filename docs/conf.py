@@ -78,7 +78,9 @@ def complete(app, docname, source):
     def link(match):
         path = (ROOT / docname).parent.joinpath(match[2]).resolve().relative_to(ROOT)
         page = path.suffix and path.with_suffix("").as_posix() in app.env.found_docs
-        return match[0] if page else f"{match[1]}({PROJECT['urls']['Repository']}/tree/main/{path})"
+        if page or not (ROOT / path).exists():  # what is nowhere stays, and is an error
+            return match[0]
+        return f"{match[1]}({PROJECT['urls']['Repository']}/tree/main/{path})"
 
     if app.env.doc2path(docname).suffix == ".md":
         source[0] = re.sub(r"((?<!!)\[[^\]]*\])\((?!https?:|#)([^)#\s]+)[^)]*\)", link, source[0])
