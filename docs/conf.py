@@ -1,4 +1,4 @@
-"""`make book`: README, notebooks as committed, report, data and docs as one site, read by Sphinx from the repository's root."""
+"""`make book`: README, notebooks as committed, report, data and docs as one site."""
 
 import re
 import shutil
@@ -73,7 +73,7 @@ CHANGELOG
 
 
 def complete(app, docname, source):
-    """The front page gets the contents; links to what is no page (tables, code, folders) lead to the repository."""
+    """The front page gets the contents; links to what is no page (tables, folders) lead to the repository."""
 
     def link(match):
         path = (ROOT / docname).parent.joinpath(match[2]).resolve().relative_to(ROOT)
