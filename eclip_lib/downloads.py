@@ -1,6 +1,7 @@
 """Large files from the network: resumed after a broken transfer, checked, unpacked without a half-written
 tree."""
 
+import itertools
 import os
 import shutil
 import tarfile
@@ -8,10 +9,11 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from .files import alone, digest
+from .files import alone, digest, few
 from .progress import tqdm
 
 CHUNK, TRIES, TIMEOUT = 1 << 20, 5, 20
@@ -88,7 +90,7 @@ class _Resuming:
 
 def fetch(url, path, expected=None, checksum=None):
     """Download `url` to `path`, atomically. expected: bytes; checksum: "md5:…" or "sha256:…". A broken
-    transfer stays as `path`.partial and is taken up again.
+    transfer stays as `path`.partial and is taken up again. Another file that is there is kept beside it.
 
     Raises OSError: unreachable, no room, or not the file it should be, which is then removed."""
     import pooch
@@ -102,7 +104,12 @@ def fetch(url, path, expected=None, checksum=None):
         pooch.get_logger().setLevel("ERROR")
         lock = Path(tempfile.gettempdir(), f"eclip-{digest(str(path.absolute()))}.lock")
         with alone(lock):  # other ranks and programs wait, then find it
-            pooch.retrieve(url, checksum, path.name, path.parent, downloader=_Resuming(partial, expected))
+            if not (path.exists() and pooch.hashes.hash_matches(path, checksum)):
+                fresh = path.with_name(f".{path.name}.fetched")
+                pooch.retrieve(
+                    url, checksum, fresh.name, path.parent, downloader=_Resuming(partial, expected)
+                )
+                _tell([place(fresh, path)], path.parent)
     except ValueError as error:  # pooch, of a checksum
         raise OSError(
             f"what {url} sent is not {path.name}: its checksum differs; it was removed, try again later"
@@ -110,10 +117,27 @@ def fetch(url, path, expected=None, checksum=None):
     return path
 
 
+def place(fresh, path):
+    """Move a file into place -> where another one that lay there, maybe a user's own, is kept, or None."""
+    kept = None
+    if path.is_file() and digest(path) != digest(fresh):
+        names = (path.with_name(f"{path.name}.replaced-{k}") for k in itertools.count(1))
+        kept = next(name for name in names if not os.path.lexists(name))
+        os.rename(path, kept)
+    os.replace(fresh, path)
+    return kept
+
+
+def _tell(places, folder):
+    if kept := [path.relative_to(folder) for path in places if path]:
+        said = f"{len(kept)} files in {folder} were not as they came; they are kept as {few(kept)}"
+        warnings.warn(said, stacklevel=3)
+
+
 def unpack(archive, root):
     """Unpack a tar or zip under `root`: into a folder beside it first, then file by file into place, so that
-    no file is ever half there -> {file: [bytes, digest]} for `differing`. Raises ValueError for an archive
-    with members that would land outside, OSError for no room; nothing is written then."""
+    no file is ever half there and none is lost -> {file: [bytes, digest]} for `differing`. Raises ValueError
+    for an archive with members that would land outside, OSError for no room; nothing is written then."""
     root = Path(root)
     members = _members(archive)
     require_space(root, sum(count for _, count, _ in members), Path(archive).name)
@@ -125,12 +149,13 @@ def unpack(archive, root):
                 file.infolist() if zipped else file, desc=f"unpacking {Path(archive).name}", unit="file"
             ):
                 file.extract(member, staged, **({} if zipped else {"filter": "data"}))
-        listed = {}
+        listed, kept = {}, []
         for path in sorted(p for p in Path(staged).rglob("*") if p.is_file()):
             target = root / path.relative_to(staged)
             listed[str(path.relative_to(staged))] = [path.stat().st_size, digest(path)]
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
+            kept.append(place(path, target))
+    _tell(kept, root)
     return listed
 
 

@@ -238,6 +238,24 @@ def test_weights_come_from_the_folder_or_the_registry(small_registry, server, tm
         assert (weights.folder() / "small.pt").read_bytes() == content
 
 
+def test_what_a_user_brought_is_kept(small_registry, server, tmp_path):
+    root, mine = tmp_path / "data", tmp_path / "data" / "annotations" / "instances_val2017.json"
+    root.mkdir()
+    (root / "coco.zip").write_bytes(server.files["coco.zip"])  # whole: taken, and left there
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    (root / "voc.tar").write_bytes(b"my own")
+    with pytest.warns(
+        UserWarning, match="1 files in .*kept as annotations/instances_val2017.json.replaced-1"
+    ):
+        data.fetch("coco2017", root)
+    assert server.requests == [] and (root / "coco.zip").read_bytes() == server.files["coco.zip"]
+    with pytest.warns(UserWarning, match="1 files in .* kept as voc.tar.replaced-1"):
+        data.fetch("voc2012", root)
+    assert mine.with_name(f"{mine.name}.replaced-1").read_bytes() == b"mine" != mine.read_bytes()
+    assert (root / "voc.tar.replaced-1").read_bytes() == b"my own" and not (root / "voc.tar").exists()
+
+
 def test_without_a_network_one_sentence_comes_within_seconds(small_registry, monkeypatch, capsys):
     known = {name: {**about, "url": NOWHERE} for name, about in small_registry["weights"].items()}
     monkeypatch.setitem(small_registry, "weights", known)

@@ -138,8 +138,9 @@ def _weights(name, network):
 
 def fetch(name, root):
     """Get a dataset (downloaded, checked, unpacked under `root`) or a registered checkpoint; what is there
-    already is checked by sizes and checksums, and fetched again where it differs. For what needs an account
-    or a crawl, the exact steps. Returns what to print. Raises ValueError, OSError."""
+    already is checked by sizes and checksums, and fetched again where it differs, which keeps what differed
+    beside it. For what needs an account or a crawl, the exact steps. Returns what to print. Raises
+    ValueError, OSError."""
     known = checkpoints.registry()
     if name in known["weights"]:
         path, unknown = checkpoints.obtain(name, check=True), "sha256" not in known["weights"][name]
@@ -157,9 +158,11 @@ def fetch(name, root):
     downloads.require_space(root, 2 * sum(file["bytes"] for file in todo), name)
     for file in todo:
         archive, kind = root / Path(file["url"]).name, "sha256" if "sha256" in file else "md5"
+        brought = files.stamp(archive)
         downloads.fetch(file["url"], archive, file["bytes"], f"{kind}:{file[kind]}")
         files.write(_mark(root, file), files.as_json(downloads.unpack(archive, root)))
-        archive.unlink()
+        if brought != files.stamp(archive):
+            archive.unlink()
     found = len(load_dataset(name, root)) if name in known["datasets"] else about["images"]
     return f"{name}: {found} images under {root}"
 
