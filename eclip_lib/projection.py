@@ -43,12 +43,14 @@ class Projection(nn.Module, ModelHubMixin):
         pair.load_state_dict(state)
         return pair
 
-    def save(self, path: str | Path) -> None:
-        """Write the pair and its metadata as safetensors, atomically; the folder is made. Raises OSError."""
+    def as_bytes(self) -> bytes:
+        """The pair and its metadata as safetensors."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        files.write(
-            path, save(tensors, metadata={"projection": json.dumps({"reads": self.reads, **self.metadata})})
-        )
+        return save(tensors, metadata={"projection": json.dumps({"reads": self.reads, **self.metadata})})
+
+    def save(self, path: str | Path) -> None:
+        """Write `as_bytes`, atomically; the folder is made. Raises OSError."""
+        files.write(path, self.as_bytes())
 
     @classmethod
     def load(cls, path: str | Path, clip=None) -> "Projection":
@@ -96,17 +98,17 @@ class Projection(nn.Module, ModelHubMixin):
         return pair.requires_grad_(False)
 
     def require_made_for(self, clip, path="this pair"):
-        """Raise ValueError where the pair was trained for another network, or for other weights of it."""
-        network, weights = self.metadata.get("network"), self.metadata.get("weights")
-        made_for, own = (network, self.metadata.get("model", weights)), (clip.network, clip.pretrained)
-        if "model" in self.metadata:
-            own = (clip.network, clip.identity["model"])
-        if made_for != own:
-            same = (network, weights) == (clip.network, clip.pretrained)
-            other = ": other weights of the same name" if same else ""
+        """Raise ValueError where the pair was trained for another network, for other weights of it, or with
+        another activation or image encoder."""
+        made_for = {"network": None, "weights": None, **self.metadata}
+        own = {**clip.identity, "backbone": clip.identity.get("backbone")}
+        contents = ("model", "quick_gelu", "backbone") if "model" in made_for else ("weights",)
+        if any(made_for[key] != str(own[key]) for key in ("network", *contents) if key in made_for):
+            same = all(made_for[key] == own[key] for key in ("network", "weights"))
+            other = ": other weights or another activation under the same name" if same else ""
             raise ValueError(
-                f"{path} was made for {network} with weights {weights}, not for {clip.network} with "
-                f"{clip.pretrained}{other}"
+                f"{path} was made for {made_for['network']} with weights {made_for['weights']}, not for "
+                f"{clip.network} with {clip.pretrained}{other}"
             )
 
     def _save_pretrained(self, save_directory):

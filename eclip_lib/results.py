@@ -23,8 +23,8 @@ class Results(Profile):
     the networks, masks and datasets that were not there and are left out.
 
     `out` is the folder that is written. A notebook opened for one of the profile's networks in another run's
-    folder is a `part` of that run: features, pairs and rows are shared, its tables and figures lie below
-    `out`/parts, and a run of all networks measures only what is missing."""
+    folder is a `part` of that run: what is kept by its contents is shared (features, trainings, rows), its
+    tables, figures and pairs lie below `out`/parts, and a run of all networks measures only what is missing."""
 
     name: str
     out: Path
@@ -33,19 +33,20 @@ class Results(Profile):
     changed: list[str] = []
     dropped: list[str] = []
     saved: list[str] = []  # tables of this notebook, in order
+    _made: dict = PrivateAttr(default_factory=dict)  # file of this notebook: its digest, for `run.json`
     _seen: dict = PrivateAttr(default_factory=dict)  # what was loaded, for `run.json`
     _notebook: str = ""
     _begin: float = 0
 
     @property
     def place(self) -> Path:
-        """The folder of this run's own tables, figures, report and `run.json`."""
+        """The folder of this run's own tables, figures, pairs, report and `run.json`."""
         return self.out / "parts" / self.part if self.part else self.out
 
     def path(self, kind, name):
-        """`place`/tables/name.csv, `place`/figures/name.png or `out`/pairs/name.safetensors."""
+        """`place`/tables/name.csv, `place`/figures/name.png or `place`/pairs/name.safetensors."""
         suffix = {"tables": "csv", "figures": "png", "pairs": "safetensors"}[kind]
-        return (self.out if kind == "pairs" else self.place) / kind / f"{name}.{suffix}"
+        return self.place / kind / f"{name}.{suffix}"
 
     def committed(self, kind, name):
         """The same file as committed."""
@@ -58,6 +59,11 @@ class Results(Profile):
 
     # ------------------------------------------------------------------ what it writes
 
+    def write(self, path, data):
+        """Write a file of this run, which counts as done while it is as it was written."""
+        files.write(path, data)
+        self._made[str(Path(path).relative_to(self.place))] = files.digest(Path(path))
+
     def save_table(self, table, name):
         """Write a table of this run (index included where it is named) as CSV and return it; an empty one
         leaves no file."""
@@ -66,7 +72,7 @@ class Results(Profile):
             self.path("tables", name).unlink(missing_ok=True)
         else:
             index = table.index.names != [None]
-            files.write(self.path("tables", name), files.as_csv(table, index=index, float_format="%.4f"))
+            self.write(self.path("tables", name), files.as_csv(table, index=index, float_format="%.4f"))
         return table
 
     def save_figure(self, figure, name):
@@ -76,15 +82,15 @@ class Results(Profile):
         pictures = any(ax.images for ax in figure.axes)
         figure.savefig(drawn, dpi=100 if pictures else 200, bbox_inches="tight")
         Image.open(drawn).convert("RGB").save(small, "PNG", optimize=True)
-        files.write(self.path("figures", name), small.getvalue())
+        self.write(self.path("figures", name), small.getvalue())
 
     def save_timings(self, table):
         """Timings are no results: they lie beside the tables, and nothing compares them."""
         files.write(self.place / "timings.csv", files.as_csv(table, index=False))
 
     def save_pair(self, pair, network):
-        """Keep the pair trained for a network (`out`/pairs) for the notebooks that follow."""
-        pair.save(self.path("pairs", f"{network}-ECLIP"))
+        """Keep the pair trained for a network for the notebooks that follow."""
+        self.write(self.path("pairs", f"{network}-ECLIP"), pair.as_bytes())
 
     def load_pair(self, clip):
         """ECLIP's pair for a network: the run's own `projection`, else the one that notebook 05 trained in
@@ -96,7 +102,7 @@ class Results(Profile):
         if found[clip.network] is None:
             lacking = ", ".join(network for network, path in found.items() if path is None)
             raise FileNotFoundError(
-                f"no trained pair for {lacking}: run notebook 05 first (it writes {self.out / 'pairs'})"
+                f"no trained pair for {lacking}: run notebook 05 first (it writes {self.place / 'pairs'})"
             )
         return Projection.load(found[clip.network], clip)
 
@@ -162,5 +168,5 @@ class Results(Profile):
             ours, theirs = (where("tables", "any").parent for where in (self.path, self.committed))
             said = compare(self.saved, ours, theirs, f"results/{self.name}", tolerance)
         if self._notebook:
-            self.note(self._notebook, self._begin, "complete")
+            self.note(self._notebook, self._begin, "complete", made=self._made)
         return said

@@ -41,20 +41,30 @@ class _Ranks(nn.Module):
         return self.loss(image, text, scale)
 
 
-def _check(clip, cache, pooling, epochs, batch_size, world):
-    if cache.about["model"] != clip.identity["model"] or cache.about.get("backbone") != clip.identity.get(
-        "backbone"
-    ):
-        raise ValueError(
-            f"{cache.folder} holds features of {cache.about['network']}, {cache.about['weights']}, not "
-            f"of {clip.network}"
+def require_trainable(clip, pooling, batch_size, init):
+    """What can be known before features are cached. Raises ValueError."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    if batch_size < 2 or batch_size % world:
+        said = (
+            f"a batch of {batch_size} cannot be shared by {world} ranks" if batch_size > 1 else "a batch of 1"
         )
+        raise ValueError(f"{said}: Eq. 9 tells pairs apart, so it needs 2 or more, as many for every rank")
+    whole = str(pooling).startswith(("attention", "tokens/"))
+    if init == "clip" and clip.pools == "feature_map" and not whole:
+        raise ValueError(
+            f"{clip.network}: its own pair reads no feature map, as {pooling} does; init 'random'"
+        )
+
+
+def _check(clip, cache, pooling):
+    contents = ("model", "quick_gelu", "backbone")
+    if any(cache.about.get(name) != clip.identity.get(name) for name in contents):
+        network, weights = cache.about["network"], cache.about["weights"]
+        raise ValueError(f"{cache.folder} holds features of {network}, {weights}, not of {clip.network}")
     if pooling not in cache.columns:
         raise ValueError(f"{cache.folder} holds the poolings {cache.about['columns']}, not {str(pooling)!r}")
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}")
-    if batch_size % world:
-        raise ValueError(f"a batch of {batch_size} cannot be shared by {world} ranks")
+    if len(cache) < 2:
+        raise ValueError(f"{cache.folder} holds a single pair, but Eq. 9 tells pairs apart; give 2 or more")
 
 
 @dataclass
@@ -74,7 +84,10 @@ class _Training:
     def __post_init__(self):
         self.pooling, cache = Pooling.of(self.pooling), self.cache
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        _check(self.clip, cache, self.pooling, self.epochs, self.batch_size, self.world)
+        require_trainable(self.clip, self.pooling, self.batch_size, self.init)
+        _check(self.clip, cache, self.pooling)
+        if self.epochs < 1 or not 0 < self.lr < math.inf:
+            raise ValueError(f"epochs and lr must be above 0, not {self.epochs} and {self.lr}")
         self.history: list[dict] = []
         self.pair = None
 
@@ -113,7 +126,8 @@ class _Training:
             dist.all_reduce(mean)
             mean /= self.world
         line = {"epoch": len(self.history) + 1, "loss": float(mean), "lr": rate}  # waits for the device
-        if not math.isfinite(line["loss"]):
+        finite = math.isfinite(line["loss"]) and all(p.isfinite().all() for p in self.pair.parameters())
+        if not finite:
             said = f"the loss is {line['loss']} in epoch {line['epoch']}"
             raise ValueError(f"{said}; train with a smaller learning rate than {self.lr}")
         self.history.append(line | {"seconds": time.perf_counter() - begin})
@@ -217,19 +231,14 @@ def train_pair(
 def _metadata(clip, cache, pooling, settings):
     mask = cache.about["masks"].get(pooling.mask, ["none"])  # the model's name, and its digest
     settings |= {"views": cache.views, "augment": cache.about["augment"]}
-    identity = {"network": clip.network, "weights": clip.pretrained, "model": clip.identity["model"]}
-    data = {
+    known = ("network", "weights", "model", "quick_gelu", "backbone")
+    identity = {name: str(clip.identity.get(name)) for name in known}
+    return identity | {
         "data": json.dumps(cache.about["pairs"], default=list),
         "pairs": str(len(cache)),
         "features": cache.identity,
+        "pooling": str(pooling),
+        "mask": " ".join(mask),
+        "settings": json.dumps(settings),
+        "commit": commit()["commit"],
     }
-    return (
-        identity
-        | data
-        | {
-            "pooling": str(pooling),
-            "mask": " ".join(mask),
-            "settings": json.dumps(settings),
-            "commit": commit()["commit"],
-        }
-    )

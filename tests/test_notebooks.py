@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -59,6 +60,20 @@ def test_what_is_done_is_skipped_until_something_changes(house):
     assert notebooks.reproduce(out=out, only=only, seed=3) == {"00_first": "done"}
     with pytest.raises(ValueError, match="holds a run with other limit; name another --out"):
         notebooks.reproduce(out=out, only=only, limit=3)
+
+
+def test_a_table_that_is_gone_or_changed_is_made_again(house):
+    only, out = [house / "notebooks" / "03_saves.ipynb"], house / "run"
+    save = "import eclip_lib\nimport pandas\nrun = eclip_lib.open_run(globals(), '03_saves')\n"
+    save += "run.save_table(pandas.DataFrame({'x': [1]}), 'own')\nprint(run.check())"
+    write(house / "notebooks", only[0].name, save)
+    table = out / "tables" / "own.csv"
+    for spoil, fate in ((id, "done"), (id, "skipped"), (Path.unlink, "done"), (Path.touch, "skipped")):
+        spoil(table)
+        assert notebooks.reproduce(out=str(out), only=only, limit=5) == {"03_saves": fate}
+    table.write_text("x\n2\n")
+    assert notebooks.reproduce(out=str(out), only=only, limit=5) == {"03_saves": "done"}
+    assert table.read_text() == "x\n1\n"
 
 
 def test_a_checkpoint_counts_by_its_content_and_a_folder_is_for_one(house):

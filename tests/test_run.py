@@ -14,6 +14,7 @@ from eclip_lib.commands import notebooks, preflight
 from eclip_lib.datasets.image_text import load_pairs
 from eclip_lib.networks import checkpoints
 from eclip_lib.networks.attention import noise
+from eclip_lib.recipe import new_pair
 from eclip_lib.studies import (
     attention_quality,
     benchmarks,
@@ -83,6 +84,16 @@ def test_networks_side_by_side_add_up_to_the_whole_run(tmp_path, monkeypatch):
     for place in ("evaluation.evaluator.loaded", "experiment.train_pairs", "feature_cache.CacheJob.make"):
         monkeypatch.setattr(f"eclip_lib.{place}", None)  # nothing is measured again
     assert saved(joined) == whole
+
+
+def test_a_part_keeps_its_pairs_to_itself(tmp_path):
+    clip, settings = eclip.load_clip("scenes-ViT-32"), {"networks": "scenes-ViT-32", "limit_pairs": 9}
+    runs = [eclip.load_profile("demo", out=tmp_path, **given) for given in ({}, settings)]
+    for number, run in enumerate(runs):
+        pair = new_pair(clip, 128, "tokens", seed=number)
+        pair.metadata = clip.projection.metadata
+        run.save_pair(pair, clip.network)
+    assert len({files.digest(run.load_pair(clip)) for run in runs}) == 2
 
 
 def test_any_table_is_measured_once(tmp_path):

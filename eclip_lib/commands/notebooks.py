@@ -193,6 +193,8 @@ def _outcome(run, path, common, given, force):
     mark = run.record.read().get("notebooks", {}).get(path.stem, {})
     key = files.digest([common, _source(path), results_read(run, path)])
     done = (mark.get("state"), mark.get("inputs")) == ("complete", key) and target.exists()
+    made = ((run.place / name, sha) for name, sha in mark.get("made", {}).items())
+    done = done and all(file.is_file() and files.digest(file) == sha for file, sha in made)
     return "skipped" if done and not force else _execute(run, path, target, key, given)
 
 
@@ -214,8 +216,7 @@ def make(profile, wanted, force=False, go_on=False, **parameters):
         seconds = timed.get(path.stem, {}).get("seconds")
         took = f"{seconds / 60:.1f} minutes when results/{run.name} was made" if seconds else "not timed yet"
         tqdm.write(f"to run: {path.stem}, {took}")
-    outcome = reproduce(profile, sorted(only), force, go_on, **parameters)
-    lines = []
+    outcome, lines = reproduce(profile, sorted(only), force, go_on, **parameters), []
     for kind in ("tables", "figures"):
         for path in sorted((run.out / kind).glob("[!.]*")):
             if not wanted or any(path.stem == name or path.stem.startswith(f"{name}_") for name in wanted):
@@ -244,5 +245,6 @@ def _execute(run, path, target, key, parameters):
         run.note(path.stem, begin, f"failed: {last}")
         return f"failed: {last} (see {target})"
     os.replace(partial, target)
-    run.note(path.stem, begin, "complete", inputs=key)
+    made = run.record.read().get("notebooks", {}).get(path.stem, {}).get("made", {})  # told by its `check`
+    run.note(path.stem, begin, "complete", inputs=key, made=made)
     return "done"

@@ -1,6 +1,5 @@
 """Notebook 07, second half: the verdicts of `claims` as a page."""
 
-from .. import files
 from .claims import CLAIMS, UNMEASURED, UNTESTABLE, VERDICTS
 
 REPORT = """# Reproduction report
@@ -89,5 +88,5 @@ def write_report(run, text):
     from nbconvert.filters import markdown2html
 
     page = f"<!doctype html><meta charset=utf-8><title>Reproduction report</title><style>{STYLE}</style>"
-    files.write(run.place / "report.md", text)
-    files.write(run.place / "report.html", page + markdown2html(text))
+    run.write(run.place / "report.md", text)
+    run.write(run.place / "report.html", page + markdown2html(text))
