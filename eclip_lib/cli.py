@@ -140,7 +140,7 @@ def evaluate(
         Path | None, about("write one CSV of rows per network and dataset into this folder")
     ] = None,
     ray: Annotated[
-        int, about("on so many Ray workers; parts are kept under --out, so that a stopped run goes on")
+        int, typer.Option(min=0, help="on so many Ray workers; parts are kept under --out, to go on from")
     ] = 0,
     measures: Annotated[str, about(MEASURES)] = "miou,msc",
     slide: Annotated[bool, about("argmax over sliding windows")] = False,
@@ -165,12 +165,9 @@ def train(
     pooling: Annotated[str, about("attention, average, max or masked_max")] = "masked_max",
     mask: Annotated[
         str | None,
-        typer.Option(
-            help="the ViT whose attention masks, for masked_max: scenes-DINO for the demo's networks, else "
-            "timm's vit_base_patch16_224.dino"
-        ),
+        about("the ViT whose attention masks; default DINO: the demo's for its networks, or timm's"),
     ] = None,
-    mask_checkpoint: Annotated[str, about("a local file, e.g. MoCo v3's, or 'random'")] = "default",
+    mask_checkpoint: Annotated[str | None, about("a local file, e.g. MoCo v3's, or 'random'")] = None,
     cache: Annotated[str, about("folder of the pooled-feature cache")] = "runs/cache",
     views: Annotated[
         int, about("augmented views of each image; the paper augments afresh in each of 10 epochs")
@@ -190,12 +187,11 @@ def train(
     several GPUs."""
     from .commands import pairs
 
-    mask = mask or ("scenes-DINO" if network.startswith("scenes-") else "vit_base_patch16_224.dino")
     model = {"network": network, "pretrained": pretrained, "device": device}
-    masked = {"mask": mask, "mask_checkpoint": mask_checkpoint} if pooling == "masked_max" else {}
-    features = {"cache": cache, "views": views, "workers": workers, "ray": ray}
-    settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "init": init, "seed": seed}
-    print(pairs.train(data, out, pooling, model, masked, features, settings), end="")
+    wanted: dict = {"pooling": pooling, "mask": mask, "mask_checkpoint": mask_checkpoint}
+    wanted |= {"epochs": epochs, "batch_size": batch_size, "lr": lr, "views": views}
+    wanted |= {"init": init, "seed": seed, "workers": workers, "ray": ray}
+    print(pairs.train(data, out, model, cache, **wanted), end="")
 
 
 @app.command()
@@ -228,20 +224,22 @@ def main():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = _note
         try:
-            app()
+            sys.exit(app(prog_name="eclip", standalone_mode=False))
         except Exception as error:
             if debug:
                 raise
-            sys.exit(f"eclip: {_sentence(error)}")
+            sys.exit((said := _sentence(error)) and f"eclip: {said}")
 
 
 def _sentence(error):
     """What a user reads: the sentence of a mistake; of anything else its kind and first line, and how to see
     more."""
     line = " ".join(str(error).split())
-    name = getattr(error, "filename", None)
-    if isinstance(error, OSError) and error.strerror and name and not isinstance(name, int):
-        return f"{name}: {error.strerror}"
+    if hasattr(error, "format_message"):  # of the command line's words; empty where help was shown
+        line, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
+        return line and f"{line[:200]}; see {context.command_path if context else 'eclip'} --help"
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | Path):
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
         return line if len(line) < 300 else re.sub(r"(\S{30})\S{40,}(\S{30})", r"\1…\2", line)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -59,52 +59,6 @@ def few(names, total=None) -> str:
     return ", ".join(first) + (f" and {more} more" if more else "")
 
 
-def named(word, *kinds) -> Path:
-    """The path of a file that a user wants written. Raises ValueError where its suffix is none of `kinds`."""
-    path = place(word)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file in it, like {path / f'out{kinds[0]}'}")
-    if path.suffix.lower() not in kinds:
-        raise ValueError(f"{path}: what is written there is a {kinds[0]} file; name it {path.stem}{kinds[0]}")
-    return path
-
-
-def require_free(outputs, inputs=()):
-    """What will be written takes no file's place that is read, nor each other's; folders are made. `outputs`:
-    paths of files. `inputs`: all files that are read.
-
-    Raises ValueError where an output is an input or another output, OSError where it cannot be written."""
-    outputs, seen = [Path(output) for output in outputs], set()
-    for output in outputs:
-        if len(os.fsencode(output.name)) > 255:
-            raise ValueError(f"{output.name[:40]}…: the name is too long for a file; give a shorter one")
-        if output.is_dir():
-            raise ValueError(f"{output} is a folder; give the file another name")
-        if output.resolve() in seen:
-            raise ValueError(f"{output} would be written twice; give each output a name of its own")
-        seen.add(output.resolve())
-    there = {node: output for output in outputs if (node := _node(output))}
-    for path in inputs if there else ():
-        if output := there.get(_node(path)):
-            raise ValueError(f"{output} is an input and would be written over; name another output")
-    for output in outputs:
-        folder = next(folder for folder in output.absolute().parents if folder.exists())
-        if not folder.is_dir():
-            raise OSError(f"{folder} is a file, so {output} cannot be written; name another place")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if not all(os.access(path, os.W_OK) for path in (output.parent, output) if path.exists()):
-            raise OSError(f"{output} cannot be written: it or its folder is read-only; name another place")
-
-
-def _node(path):
-    """The file behind a path, whatever leads to it (links, other spellings); None where there is none."""
-    try:
-        about = os.stat(path)
-        return about.st_dev, about.st_ino
-    except (OSError, ValueError):
-        return None
-
-
 # ---------------------------------------------------------------------- reading and writing
 
 
@@ -120,9 +74,10 @@ def read_text(path) -> str:
 
 @contextmanager
 def replacing(path):
-    """A path beside `path` to write to, which takes its place when the block ends well and is removed when it
-    does not; the folder is made. Raises OSError that says so where the disk is full."""
-    path = Path(path)
+    """A path beside `path` to write to, which takes its place (through links, which stay) when the block ends
+    well and is removed when it does not; the folder is made. Raises OSError that says so where the disk is
+    full."""
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid4().hex[:16]}.partial")  # short: names end at 255 bytes
     try:
@@ -147,13 +102,14 @@ def write(path, data: bytes | str):
 
 
 @contextmanager
-def alone(path, otherwise=None):
-    """No other process is in this block for the same path: it waits, or raises
-    ValueError(otherwise). Raises OSError where the disk has no locks."""
+def alone(path, otherwise=None, shared=False):
+    """No other process is in this block for the same path (but others that share it, where this one does):
+    it waits, or raises ValueError(otherwise). Raises OSError where the disk has no locks."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if otherwise else 0))
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file, kind | (fcntl.LOCK_NB if otherwise else 0))
         except BlockingIOError as error:
             raise ValueError(otherwise) from error
         except OSError as error:
@@ -177,8 +133,16 @@ def read_json(path):
     """A note of our own -> its content, or None where it is missing, empty or half-written: then the work is
     done again."""
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError):
+        return parsed(Path(path).read_bytes())
+    except OSError:
+        return None
+
+
+def parsed(text):
+    """What JSON says, of any Unicode encoding, or None where it is none that Python can hold."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
         return None
 
 

@@ -11,6 +11,7 @@ import warnings
 import zlib
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,8 @@ from safetensors.torch import save_file
 
 import eclip_lib as eclip
 from eclip_lib import cli, files
-from eclip_lib.networks import demo
+from eclip_lib.commands import explain, outputs
+from eclip_lib.networks import checkpoints, demo
 
 RED = Image.new("RGB", (40, 30), (200, 30, 30))
 
@@ -33,6 +35,13 @@ def png(width, height, body=b""):
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+def float_tiff():
+    """A TIFF of one pixel whose three colours are floats."""
+    tags = {256: 1, 257: 1, 258: 32, 259: 1, 262: 2, 273: 8, 277: 3, 278: 1, 279: 12, 339: 3}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I3fH", 20, 1, 1, 1, len(tags)) + entries + bytes(4)
 
 
 def saved(image, kind, **options):
@@ -55,6 +64,7 @@ PICTURES = {  # file name: (its bytes, what must be said, or None where a result
         "truncated.jpg cannot be read as an image",
     ),
     "text.jpg": (b"this is no picture", "text.jpg cannot be read as an image"),
+    "colour.tif": (float_tiff(), r"colour.tif .* image \(of no kind that Pillow reads\); .* 8-bit PNG"),
     "bomb.png": (png(60000, 60000), "bomb.png cannot be read as an image .*decompression bomb"),
     "no_rows.png": (png(40, 30), "no_rows.png cannot be read as an image"),
     "cmyk.jpg": (saved(RED.convert("CMYK"), "JPEG"), None),
@@ -120,6 +130,15 @@ def test_more_than_eight_bits_are_scaled_not_clipped(tmp_path):
         Image.fromarray(values).save(tmp_path / name)
         read = np.asarray(eclip.read_image(tmp_path / name))[0, :, 0].astype(int)
         assert abs(read - np.linspace(0, 255, 40)).max() < 1.5, name
+    clear = Image.fromarray(gradient)
+    clear.save(tmp_path / "clear.png", transparency=int(gradient[0, 3]))
+    read = np.asarray(eclip.read_image(tmp_path / "clear.png"))
+    assert (read[:, 3] == 255).all() and read[0, 4, 0] == 26
+    png(tmp_path / "four.png", 4, 0, b"\x3a" * 112, clear=b"\0\3")
+    assert np.asarray(eclip.read_image(tmp_path / "four.png"))[0, :2, 0].tolist() == [255, 170]
+    png(tmp_path / "deep.png", 16, 2, b"\0\7\0\0\0\0" * 224, clear=b"\0\7\0\0\0\0")
+    with pytest.raises(ValueError, match="deep.png has 16 bits a channel and a transparent colour"):
+        eclip.read_image(tmp_path / "deep.png")
     Image.fromarray(np.full((3, 3), -1, np.float32)).save(tmp_path / "below.tif")
     with pytest.raises(ValueError, match="below.tif holds values from -1 to -1"):
         eclip.read_image(tmp_path / "below.tif")
@@ -142,9 +161,11 @@ TABLES = {  # file name: its content
     "gone.csv": b"filepath\ttitle\nnowhere.png\ta circle\n",
     "good.csv": b"filepath,title\nred.png,a circle\nred.png,a square\n",
     "quotes.csv": b'filepath\ttitle\nred.png\t"a circle\nred.png\ta 5" square\nred.png\ta "red" star\n',
-    "empty.csv": b"filepath\ttitle\nred.png\ta circle\nred.png\t \n",
-    "tab.csv": b"filepath\ttitle\t\nred.png\ta circle\t\n",
-    "bom.csv": b"\xef\xbb\xbffilepath\ttitle\nred.png\ta circle\n",
+    "empty.csv": b"filepath\ttitle\nred.png\ta circle\nred.png\t \nred.png\ta star\n",
+    "tab.csv": b"filepath\ttitle\t\nred.png\ta circle\t\nred.png\ta star\t\n",
+    "bom.csv": b"\xef\xbb\xbffilepath\ttitle\nred.png\ta circle\nred.png\ta star\n",
+    "agreement.csv": b"mine\n1\n",
+    "clip-scenes-ViT-32-scenes.csv": b"mine\n1\n",
 }
 WEIGHTS = {  # file name: what is saved in place of scenes-ViT-32's weights
     "list.pt": lambda state: [1, 2],
@@ -155,6 +176,7 @@ WEIGHTS = {  # file name: what is saved in place of scenes-ViT-32's weights
     "sparse.pt": lambda state: state | {"visual.proj": state["visual.proj"].to_sparse()},
     "several.pt": lambda state: {"ema": {k: v * 0 for k, v in state.items()}, "state_dict": state},
     "own.pt": lambda state: {"weights": {f"module._orig_mod.{k}": v for k, v in state.items()}},
+    "more.pt": lambda state: {f"model.{k}": v for k, v in state.items()} | {"loss.scale": torch.ones(2)},
     "small.pt": lambda state: eclip.load_clip("scenes-ViT-16").model.state_dict(),
 }
 
@@ -241,10 +263,12 @@ def voc_mask(place, mask):
     Image.fromarray(mask).save(first_of(place, VOC_MASKS))
 
 
-def png(path, depth, kind, row):
-    """A PNG of so many bits and of one colour type, which Pillow does not write: every row the same bytes."""
+def png(path, depth, kind, row, clear=None):
+    """A PNG of so many bits and of one colour type, which Pillow does not write: every row the same bytes.
+    clear: the transparent colour."""
     head, rows = struct.pack(">IIBBBBB", *SIZE, depth, kind, 0, 0, 0), zlib.compress((b"\0" + row) * SIZE[1])
-    chunks = [(b"IHDR", head), (b"IDAT", rows), (b"IEND", b"")]
+    chunks = [(b"IHDR", head), (b"tRNS", clear), (b"IDAT", rows), (b"IEND", b"")]
+    chunks = [chunk for chunk in chunks if chunk[1] is not None]
     data = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(data))
 
@@ -263,6 +287,17 @@ def as_words(about):
         image["id"] = str(image["id"])
     for note in about["annotations"]:
         note["image_id"] = str(note["image_id"])
+
+
+def pictures(place, *names):
+    for name in names:
+        files.write(place / name, saved(RED, "PNG"))
+
+
+def without_notes(about):
+    """The first image keeps no annotation."""
+    own = about["images"][0]["id"]
+    about["annotations"] = [note for note in about["annotations"] if note["image_id"] != own]
 
 
 def cut(path):
@@ -286,6 +321,14 @@ SPOILT = {  # name of a case: what is done to the place first
     "VOC: an image that is gone": lambda p: sorted((p / VOC / "JPEGImages").glob("*"))[0].unlink(),
     "VOC: an image cut off": lambda p: cut(sorted((p / VOC / "JPEGImages").glob("*"))[0]),
     "COCO: a category out of range": first(category_id=999),
+    "VOC: an image without a class": lambda p: voc_mask(p, np.zeros(SIZE, np.uint8)),
+    "COCO: a picture under two ids": lambda p: coco(
+        p, lambda a: a["images"].append(a["images"][0] | {"id": 99})
+    ),
+    "COCO: a picture without a name": lambda p: coco(p, lambda a: a["images"][0].update(file_name="")),
+    "COCO: a mask of no pixel": first(segmentation={"size": SIZE, "counts": [224 * 224]}),
+    "COCO: a mask beside the picture": first(segmentation=[[300, 300, 400, 300, 400, 400]]),
+    "COCO: an image without a class": lambda p: coco(p, without_notes),
     "COCO: an image id twice": lambda p: coco(p, lambda a: a["images"].append(a["images"][0])),
     "COCO: a broken mask": first(segmentation=[[1, 2]]),
     "COCO: a point that is no number": first(segmentation=[[float("nan"), 1, 9, 1, 9, 9]]),
@@ -306,6 +349,21 @@ SPOILT = {  # name of a case: what is done to the place first
     "COCO: a list": lambda p: coco(p, lambda a: [a]),
     "COCO: no annotations": lambda p: coco(p, lambda a: a.update(annotations=None)),
     "COCO: ids that are words": lambda p: coco(p, as_words),
+    "overlays over drawings": lambda p: [
+        pictures(p, "k/a.png", "k/b.png"),
+        files.write(p / "o-a.svg", "mine"),
+    ],
+    "pictures whose paths join to one name": lambda p: pictures(p, "k/a-b/c/red.png", "k/a/b-c/red.png"),
+    "an output that is a link": lambda p: (p / "link.png").symlink_to(p / "maps.v2" / "heat.png"),
+    "an output that is a link to itself": lambda p: (p / "link.png").symlink_to(p / "link.png"),
+    "a dead link among pictures": lambda p: (p / "[1]{a}" / "gone.jpg").symlink_to(p / "none.jpg"),
+    "a run promoted over a stranger's": lambda p: files.write(
+        p / "theirs" / "tables" / "table_1.csv", "mine"
+    ),
+    "captions in JSON without an end": lambda p: packed(
+        p / "deep.tar",
+        {"1.jpg": JPEG, "1.json": b"[" * 10**5, "2.jpg": JPEG, "2.txt": b"a", "3.jpg": JPEG, "3.txt": b"b"},
+    ),
     "two shards in one file": lambda p: (p / "joined.tar").write_bytes(2 * (p / "whole.tar").read_bytes()),
     "ImageNet-S: a class id out of range": lambda p: imagenet_mask(p, 60, 0, 0),
     "ImageNet-S: a mask of 16 bits": lambda p: png(first_of(p, INS_MASKS), 16, 2, b"\0\7\0\0\0\0" * 224),
@@ -324,7 +382,12 @@ a prompt of symbols | explain {}/red.png "¿☃🙂?" | prints heat.png
 prompts in dollars | explain {}/red.png "a price of $5_$" "$$" "says $\Sale$" | prints heat.png
 one text twice | explain {}/red.png circle circle --method clip_surgery | prints heat.*texts are all the
 a picture as its own output | explain {}/red.png circle --out {}/red.png | red.png is an input and would be
-overlays over other pictures | explain {}/[1]{a}/red.jpg circle --out {} | red.png is a picture, no overlay, and w
+overlays over other pictures | explain {}/[1]{a}/red.jpg circle --out {} | red.png is there, is not of this command and
+overlays over drawings | explain {}/k circle --out {}/o.svg | o-a.svg is there, is not of this command and
+pictures whose paths join to one name | explain {}/k/**/*.png circle --out {}/maps.v2 | prints 2-a-b-c-red-png.png
+an output that is a link | explain {}/red.png circle --out {}/link.png | prints link.png
+an output that is a link to itself | explain {}/red.png circle --out {}/link.png | link.png is a link that leads to itself
+a dead link among pictures | explain {}/[1]{a} circle --out {}/maps.v2 | prints left out, .*gone.jpg
 overlays of a kind that is not written | explain {}/red.png circle --out {}/heat.tif | heat.tif.* is a .png file
 scores with a picture's name | Explain --json {}/red.png | red.png: what is written there is a .json file
 maps with a checkpoint's name | Explain --npz {}/other.safetensors | is a .npz file; name it other.npz
@@ -334,6 +397,8 @@ an output that begins with a tilde | explain {}/red.png circle --out ~out.png | 
 an empty path | explain "" circle | a path is empty
 a picture as a text | explain {}/red.png {}/red.png | red.png is a file, not a text
 one output twice | bench --out {}/agreement.csv | agreement.csv would be written twice
+a table beside one's own | bench --out {}/table.csv | agreement.csv is there, is not of this command and
+rows in place of one's own | Evaluate --datasets scenes --out {} | clip-scenes-ViT-32-scenes.csv is there, is not of
 an output folder with a dot | explain {}/red.png circle --out {}/maps.v2 | prints maps.v2/red.png
 an output that cannot be | explain {}/red.png circle --out {}/red.png/out.png | red.png
 scores in a folder that is not there | Explain --json {}/new/s.json --npz {}/other/maps.npz | prints out.png
@@ -348,6 +413,7 @@ a pair that is a checkpoint | Explain --method eclip --projection {}/nan.safeten
 another input size | Explain --size 224x448 | prints out.png
 an input size that does not divide | Explain --size 225 | input of 225x225 does not divide into cells of 32x32
 an input size that is none | Explain --size big | --size is a side
+an input size beyond all | Explain --size 99999999968 | --size is a side
 an input size of 10,000 characters | Explain --size "{long}" | --size is a side, .* not 'circle .*'
 no GPU here | Explain --device cuda | cuda
 an unknown device | Explain --device gpu | no device 'gpu'
@@ -362,6 +428,7 @@ weights with zeros left out | Explain --pretrained {}/sparse.pt | sparse.pt: wei
 weights under numbers | Explain --pretrained {}/numbers.pt | numbers.pt holds no weights by name, but: 0
 several sets of weights | Explain --pretrained {}/several.pt | prints out.png.*state_dict are read, not ema
 weights in a container of one's own | Explain --pretrained {}/own.pt | prints out.png
+weights with others beside them | Explain --pretrained {}/more.pt | prints out.png.*1 weights lie outside .* .loss.scale
 weights with another suffix | Explain --pretrained {}/other.bin | prints out.png
 weights in shards | Explain --pretrained {}/shards | prints out.png
 a folder without weights | Explain --pretrained {}/empty | no checkpoint in the folder
@@ -371,6 +438,7 @@ weights that are no file | Explain --pretrained {}/none.pt | no checkpoint at
 weights that are a list | Explain --pretrained {}/list.pt | list.pt holds a list, not a state dict
 weights that are a note | Explain --pretrained {}/note.pt | note.pt holds no weights by name, but: epoch
 rows where a file is in the way | Evaluate --out {}/red.png | red.png is a file, so
+workers below none | Evaluate --ray -1 | '--ray': Input should be greater than or equal to 0; see eclip evaluate --help
 many workers without a folder | Evaluate --ray 2 | --ray needs --out
 an unknown dataset | Evaluate --datasets voc2007 | no dataset 'voc2007'
 a dataset that is not there | Evaluate --datasets voc2012 --root {}/empty | JPEGImages is missing
@@ -387,10 +455,16 @@ VOC: an image listed twice | Voc | val.txt lists .* twice
 VOC: a list with a byte order mark | Voc | prints voc2012 clip: mIoU .* 4 images
 VOC: a list in UTF-16 | Voc | val.txt is not UTF-8
 VOC: an empty list | Voc | val.txt lists no image
+VOC: an image without a class | Voc | prints 1 of 4 images have no class to score and are left out
 VOC: no list | Voc | val.txt is missing
 VOC: an image that is gone | Voc | \.jpg is missing
 VOC: an image cut off | Voc | \.jpg cannot be read as an image
 COCO: a category out of range | Coco | unknown category 999
+COCO: a picture under two ids | Coco | picture '.*jpg' is there twice
+COCO: a picture without a name | Coco | image 1 has no file_name
+COCO: a mask of no pixel | Coco | prints 1 annotations cover no pixel and are left out .1.
+COCO: a mask beside the picture | Coco | prints 1 annotations cover no pixel and are left out .1.
+COCO: an image without a class | Coco | prints 1 of 4 images have no class to score and are left out
 COCO: an image id twice | Coco | image id .* twice
 COCO: a broken mask | Coco | instances_val2017.json: the mask of annotation 1 cannot be read .a polygon needs
 COCO: a point that is no number | Coco | a polygon has a point that is no number
@@ -415,15 +489,15 @@ ImageNet-S: red and blue changed | Ins | blue is not 0
 ImageNet-S: an image that is gone | Ins | \.JPEG is missing
 ImageNet-S: a mask that is gone | Ins | \.png is missing
 captions that are not UTF-8 | Train csv:{}/latin.csv | latin.csv is not UTF-8
-captions with a byte order mark | Train csv:{}/bom.csv | prints 1 pairs
+captions with a byte order mark | Train csv:{}/bom.csv | prints 2 pairs
 captions without columns | Train csv:{}/columns.csv | needs the columns filepath and title
 captions without pairs | Train csv:{}/none.csv | no image-caption pair
 captions of images that are gone | Train csv:{}/gone.csv | no image of .*gone.csv could be read
 captions with lone quotes | Train csv:{}/quotes.csv | prints 3 pairs
-an empty caption | Train csv:{}/empty.csv | prints 1 pairs.*1 of 2 pairs were skipped: 1 with an empty caption .line 3 of empty.csv
-a tab at the end | Train csv:{}/tab.csv | prints 1 pairs
+an empty caption | Train csv:{}/empty.csv | prints 2 pairs.*1 of 3 pairs were skipped: 1 with an empty caption .line 3 of empty.csv
+a tab at the end | Train csv:{}/tab.csv | prints 2 pairs
 a loss curve over the captions | train csv:{}/good.csv {}/good.safetensors | good.csv is an input and would be w
-a loss curve over another table | train scenes:6 {}/good.safetensors | good.csv would be written over by the loss
+a loss curve over another table | train scenes:6 {}/good.safetensors | good.csv is there, is not of this command and
 a pair over its shard | train web:{}/tar.safetensors {}/tar.safetensors | written over
 a pair over its network | train scenes:6 {}/other.safetensors --pretrained {}/other.safetensors | written over
 a pair over its mask | train scenes:6 {}/other.safetensors --pooling masked_max --mask-checkpoint {}/other.safetensors | written over
@@ -431,6 +505,10 @@ a pair with a table's name | train csv:{}/good.csv {}/pair.csv | is a .safetenso
 a pair with a folder's name | train csv:{}/good.csv {}/empty | empty is a folder
 pairs from nowhere | Train zip:{}/a.zip | names no image-caption pairs
 a count that is no number | Train scenes:many | scenes:many
+more scenes than can be counted | Train scenes:99999999999999999999 | a whole number below 10\^8
+a brace that does not close | Train web:{a | its braces cannot be read \(Unbalanced braces\); write them like
+braces that count for ever | Train web:{0..99999999999}.tar | its braces cannot be read \(they count too far\)
+captions in JSON without an end | Train web:{}/deep.tar | prints 2 pairs.*1 of 3 .* 1 with an empty caption .1 of deep
 shards that are not there | Train web:{}/nothing*.tar | no image-caption pair
 shards of which one is not there | Train web:{}/{whole,gone}.tar | prints 2 pairs.*1 of 2 tars are not there: gone.tar
 shards in brackets and braces | Train web:{}/[1]{a}/*.tar | prints 2 pairs
@@ -439,11 +517,22 @@ a shard | Train web:{}/whole.tar | prints 2 pairs.*3 of 5 .* 1 without a picture
 a shard cut off | Train web:{}/cut.tar | cut.tar is not a whole tar file
 a shard cut between files | Train web:{}/ended.tar | ended.tar is not a whole tar file
 two shards in one file | Train web:{}/joined.tar | joined.tar is not a whole tar file .another archive
-a learning rate that is too large | Train scenes:8 --lr inf | the loss is nan in epoch .*; train with a smaller
+a learning rate that is too large | Train scenes:8 --epochs 3 --lr 1e30 | the loss is nan in epoch .*; train with a smaller
 a shard cut off beside a whole one | Train web:{}/*.tar | prints 2 pairs.*cut.tar is not a whole tar
 shards that are all cut off | Train web:{}/{cut,ended}.tar | cut.tar is not a whole tar file .* \(1 more like it\)
 a batch larger than the data | Train scenes:6 --batch-size 4096 | prints 6 pairs
-no epochs | Train scenes:6 --epochs 0 | epochs
+a batch of one pair | Train scenes:6 --batch-size 1 | train: batch_size must be greater than or equal to 2
+one pair alone | Train scenes:1 | holds a single pair, but Eq. 9 tells pairs apart
+no epochs | Train scenes:6 --epochs 0 | train: epochs must be greater than or equal to 1, not '0'
+no views | Train scenes:6 --views 0 | train: views must be greater than or equal to 1
+a pooling that is none | Train scenes:6 --pooling foo | train: pooling must be 'attention', 'average', 'max' or
+a start that is none | Train scenes:6 --init foo | train: init must be 'random' or 'clip', not 'foo'
+a learning rate of nothing | Train scenes:6 --lr 0 | train: lr must be greater than 0
+a learning rate that is no number | Train scenes:6 --lr nan | train: lr must be a finite number
+a seed beyond all | Train scenes:6 --seed 99999999999999999999 | train: seed must be less than 4294967296
+fewer workers than none | Train scenes:6 --workers -1 | train: workers must be greater than or equal to 0
+a mask that no pooling reads | Train scenes:6 --mask gone.pt | --mask and --mask-checkpoint are for --pooling masked_max
+CLIP's own pair for a feature map | Train scenes:6 --network scenes-RN --init clip | its own pair reads no feature map
 a pair in a folder that is not there | train scenes:6 {}/new/pair.safetensors | prints 6 pairs
 a pair where a file is in the way | train scenes:6 {}/red.png/pair.safetensors | red.png
 a profile that is not there | reproduce --profile {}/none.yaml | no profile
@@ -458,6 +547,7 @@ a run over the notebooks | reproduce --figure 5 --out {repository} | 05_mmp_trai
 a run among the notebooks | reproduce --figure 5 --out {repository}/notebooks | lies in the repository's own notebooks
 a run among the results | reproduce --figure 5 --out {repository}/results/mine | lies in the repository's own results
 a run promoted onto itself | promote --partial --out {}/run --into {}/run | table_1.csv is an input and would be
+a run promoted over a stranger's | promote --partial --out {}/run --into {}/theirs | no run.json beside it
 a figure nobody makes | reproduce --figure 77 | no notebook makes figure_77
 """
 CASES = {line.split(" | ")[0]: line.split(" | ", 2)[1:] for line in CASES.strip().splitlines()}
@@ -474,6 +564,7 @@ def test_commands(name, place, monkeypatch, capsys):
     command, message = CASES[name]
     SPOILT.get(name, id)(place)
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    links = [path for path in place.rglob("*") if path.is_symlink()]
     monkeypatch.chdir(place)
     word, _, rest = command.partition(" ")
     words = shlex.split(f"{SHORT.get(word, word)} {rest}")
@@ -489,6 +580,41 @@ def test_commands(name, place, monkeypatch, capsys):
         assert said.startswith("eclip: ") and "\n" not in said and re.search(message, said), said
         assert len(said.replace(str(place), "")) < 300 and "--debug" not in said
     assert all(path.read_bytes() == content for path, content in before.items())
+    assert all(path.is_symlink() for path in links)
+    assert not (message.startswith("train: ") and (place / "cache").exists())  # before long work
+
+
+def test_a_configuration_counts_beside_its_own_weights_and_a_pair_for_its_activation(place, monkeypatch):
+    names = {"own": "model.safetensors", "stranger": "mine.safetensors", "sizes": "model.safetensors"}
+    for folder, name in names.items():
+        about = {"model_cfg": {"quick_gelu": True} | ({"embed_dim": 7} if folder == "sizes" else {})}
+        files.write(place / folder / "config.json", json.dumps(about))
+        shutil.copy(demo.checkpoint("scenes-ViT-32"), place / folder / name)
+    paths = {folder: place / folder / name for folder, name in names.items()}
+    clips = {folder: eclip.load_clip("scenes-ViT-32", path).identity for folder, path in paths.items()}
+    assert [clip["quick_gelu"] for clip in clips.values()] == [True, False, False]
+    words = [word.replace("{}", str(place)) for word in TRAIN]
+    assert (
+        run(monkeypatch, "train", "scenes:6", place / "p.safetensors", *words, "--pretrained", paths["own"])
+        is None
+    )
+    maps = ["explain", place / "red.png", "a circle", "--out", place / "o.png", "--method", "eclip"]
+    maps += ["--projection", place / "p.safetensors", "--pretrained"]
+    assert run(monkeypatch, *maps, paths["own"]) is None
+    assert "another activation under the same name" in run(monkeypatch, *maps, paths["sizes"])
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "jpeg", "webp", "pdf", "svg"])
+def test_an_overlay_of_any_kind_is_known_again(kind, tmp_path):
+    plt.figure(figsize=(1, 1)).savefig(tmp_path / "o", format=kind, **explain._marked(kind))
+    outputs.require_free([], unnamed={tmp_path / "o": explain.MARK})
+    plt.close("all")
+
+
+def test_a_home_folder_and_a_name_twice_are_read_as_meant(monkeypatch):
+    monkeypatch.setenv("ECLIP_WEIGHTS", "~/weights")
+    assert checkpoints.folder() == Path.home() / "weights"
+    assert eclip.load_profile("demo", datasets="scenes,scenes").datasets == ["scenes"]
 
 
 def test_a_text_of_other_bytes_is_named(place, monkeypatch):

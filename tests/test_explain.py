@@ -65,7 +65,7 @@ def test_a_folder_of_all_sorts_loses_nothing(photos):
     (photos / "broken.jpg").write_bytes((photos / "photo0.jpg").read_bytes()[:700])
     (photos / "._photo0.jpg").write_bytes(b"shadow"), (photos / "notes.doc").write_bytes(b"")
     before, out = content(photos), photos / "out"
-    with pytest.warns(UserWarning, match="left out, no pictures by their names: 1 files .notes.doc"):
+    with pytest.warns(UserWarning, match="left out, no pictures by .*: 1 files .notes.doc"):
         result = run(photos, TEXTS[0], "--out", out, "--json", out / "s.json", "--npz", out / "m.npz")
     assert result.exit_code and "broken.jpg cannot be read as an image" in str(result.exception)
     assert len(list(out.glob("*.png"))) == 10 == len(json.loads((out / "s.json").read_text()))

@@ -103,11 +103,12 @@ def test_a_killed_reproduction_goes_on_at_the_notebook_it_was_in(tmp_path):
     assert [(tmp_path / "run" / f"{n}.csv").read_text() for n in range(3)] == ["0", "1", "2"]
 
 
-def test_two_trainings_on_fresh_views_need_two_caches(tmp_path, monkeypatch):
-    command = ["train", "scenes:8", tmp_path / "pair.safetensors", "--cache", tmp_path, "--views", "2"]
-    with files.alone(tmp_path / ".scenes-ViT-32.lock"):
+@pytest.mark.parametrize("views, shared", [(2, False), (2, True), (1, False)])
+def test_a_training_on_fresh_views_needs_a_cache_of_its_own(tmp_path, monkeypatch, views, shared):
+    command = ["train", "scenes:8", tmp_path / "pair.safetensors", "--cache", tmp_path, "--views", views]
+    with files.alone(tmp_path / ".scenes-ViT-32.lock", shared=shared):
         said = run(monkeypatch, *map(str, command), "--pooling", "max", "--workers", "0")
-    assert "another training drops its views in" in said
+    assert "another training is at work in" in said
 
 
 WRITER = """import torch, eclip_lib as eclip

@@ -25,6 +25,7 @@ from ..method import itsm, similarity
 from ..networks.loading import load_clip
 from ..shift import channels, shift_statistics
 from . import bench_training as training
+from . import outputs
 from .bench_training import fastest, random_inputs, row
 from .forecast import encoder_flops
 
@@ -171,8 +172,8 @@ def dataset_pass(device="cpu", network="ViT-B-16", precision="fp32", workers=2, 
 def run(device="cpu", out=None):
     """Measure -> the table as text; with `out` also written there as CSV, and `agreement` beside it."""
     if out:
-        out = files.named(out, ".csv")
-        files.require_free([out, beside := out.with_name("agreement.csv")])
+        out = outputs.named(out, ".csv")
+        outputs.require_free([out], unnamed={(beside := out.with_name("agreement.csv")): "setting,mIoU,mSC"})
     table = bench(device)
     if out:
         files.write(out, files.as_csv(table, index=False))
@@ -228,7 +229,6 @@ def picture_cost(pairs, network="ViT-B-16", count=200):
 def agreement(network="scenes-ViT-16", images=400, batch=50):
     """How far mIoU and mSC of CLIP's maps move with the setting, in points, and the largest change of a map's
     pixel, against float32 on this CPU with its default threads -> DataFrame: setting, mIoU, mSC, pixel."""
-
     dataset = load_dataset("scenes", limit=images)
 
     def measure(device="cpu", precision="fp32", threads=None, size=batch):

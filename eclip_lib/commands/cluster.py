@@ -16,6 +16,7 @@ from .. import files
 from ..evaluation import evaluate
 from ..experiment import core_digest
 from ..feature_cache import Cache, CacheJob
+from . import outputs
 
 RETRIES = 2  # of a part whose worker died, before it is tried once more alone
 
@@ -122,7 +123,9 @@ def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_siz
     if note is not None and files.digest(note) != files.digest(about):
         raise ValueError(f"{folder} holds rows of another evaluation; name another folder, or empty it")
     if note is None:  # parts without a whole note are of nobody knows what
-        for path in folder.glob("[0-9][0-9][0-9][0-9][0-9].csv"):
+        old = list(folder.glob("[0-9][0-9][0-9][0-9][0-9].csv"))
+        outputs.require_free([], unnamed=dict.fromkeys(old, outputs.ROWS))
+        for path in old:
             path.unlink()
     files.write(folder / "about.json", files.as_json(about))
     paths = [folder / f"{number:05d}.csv" for number in range(-(-len(dataset) // size))]

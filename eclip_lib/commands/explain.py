@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import ExifTags, Image
 from tqdm.auto import tqdm
 
 from .. import files, plots
@@ -20,11 +21,10 @@ from ..networks import demo
 from ..networks.checkpoints import files_of
 from ..networks.loading import load_clip
 from ..projection import Projection
+from . import outputs
 
-DEFAULT, MARK = (
-    Path("heat.png"),
-    "eclip explain",
-)  # the overlay that nobody named; what overlays are marked by
+DEFAULT = Path("heat.png")  # the overlay that nobody named
+MARK = "eclip explain"  # what overlays are known by
 WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
 
@@ -35,12 +35,14 @@ def pictures(photo):
     if path.is_file():
         return [path]
     found = path.iterdir() if path.is_dir() else itertools.chain(*files.matching(photo).values())
-    found = sorted(p for p in found if p.is_file() and not p.name.startswith("."))
-    good = [p for p in found if p.suffix.lower().lstrip(".") in PICTURES]
+    found = sorted(p for p in found if not p.is_dir() and not p.name.startswith("."))
+    good = [p for p in found if p.suffix.lower().lstrip(".") in PICTURES and p.is_file()]
     others = [p.name for p in found if p not in good]
     if others:
         warnings.warn(
-            f"left out, no pictures by their names: {len(others)} files ({files.few(others)})", stacklevel=2
+            f"left out, no pictures by their names or what they lead to: {len(others)} files "
+            f"({files.few(others)})",
+            stacklevel=2,
         )
     if not good:
         raise FileNotFoundError(
@@ -50,37 +52,28 @@ def pictures(photo):
 
 
 def targets(paths, out):
-    """Where each picture's overlay goes -> {picture: target}. `out`: a file, or a folder for several. Raises
-    ValueError where a file in that folder, which nobody named, is no overlay and would be replaced."""
+    """Where each picture's overlay goes -> ({picture: target}, whether the user named it). `out`: a file, or
+    a folder for several."""
     out = files.place(out)
     if not out.is_dir() and out.suffix.lower().lstrip(".") in (*PICTURES, "json", "npz"):
-        out = files.named(out, *WRITABLE)
+        out = outputs.named(out, *WRITABLE)
     is_file = out.suffix.lower() in WRITABLE and not out.is_dir()
     if is_file and len(paths) == 1 and out != DEFAULT:
-        return {paths[0]: out}
+        return {paths[0]: out}, True
     stem, folder, suffix = (f"{out.stem}-", out.parent, out.suffix) if is_file else ("", out, ".png")
     names = [folder / f"{stem}{word}{suffix}" for word in _words(paths)]
     names = [out] if is_file and len(paths) == 1 else names
-    for name in names:
-        if name.suffix == ".png" and name.is_file() and not _is_figure(name):
-            raise ValueError(
-                f"{name} is a picture, no overlay, and would be written over; name another --out"
-            )
-    return dict(zip(paths, names, strict=True))
+    return dict(zip(paths, names, strict=True)), False
 
 
 def _words(paths):
-    """A word for each picture: its stem; where two share one, all that tells the paths apart."""
-    if len({path.stem.casefold() for path in paths}) == len(paths):
-        return [path.stem for path in paths]
+    """A word for each picture: its stem; where two share one, all that tells the paths apart, and where that
+    does not, a number."""
     base = os.path.commonpath([path.absolute().parent for path in paths])
-    return ["-".join(path.absolute().relative_to(base).parts).replace(".", "-") for path in paths]
-
-
-def _is_figure(path):
-    """Whether a PNG is an overlay: it says so in front of the pixels."""
-    with open(path, "rb") as file:
-        return MARK.encode() in file.read(1000)
+    whole = ["-".join(path.absolute().relative_to(base).parts).replace(".", "-") for path in paths]
+    numbered = [f"{number}-{word}" for number, word in enumerate(whole, 1)]
+    kinds = ([path.stem for path in paths], whole, numbered)
+    return next(words for words in kinds if len({word.casefold() for word in words}) == len(paths))
 
 
 def open_method(network, method, pretrained="default", projection=None, device="cpu", size=None):
@@ -144,10 +137,12 @@ def run(photo, texts, out, json=None, npz=None, **options):
     else is written."""
     _require_texts(texts)
     paths = pictures(photo)
-    places = targets(paths, out)
-    json, npz = json and files.named(json, ".json"), npz and files.named(npz, ".npz")
+    places, typed = targets(paths, out)
+    json, npz = json and outputs.named(json, ".json"), npz and outputs.named(npz, ".npz")
     weights = files_of(options.get("pretrained"), options.get("projection"))
-    files.require_free([*places.values(), *filter(None, (json, npz))], [*paths, *weights])
+    sheets = dict.fromkeys(places.values(), MARK)
+    wanted = [*(sheets if typed else ()), *filter(None, (json, npz))]
+    outputs.require_free(wanted, [*paths, *weights], {} if typed else sheets)
     clip, method = open_method(**options)
     made, scores, arrays, broken = [], {}, {}, []
     for path, image, *found in explain(paths, texts, clip, method):
@@ -159,8 +154,7 @@ def run(photo, texts, out, json=None, npz=None, **options):
         figure = plots.sheet([(image, [None, *heat])], titles, size=3)
         with files.replacing(places[path]) as partial:
             kind = places[path].suffix.lstrip(".").lower()
-            about = {"metadata": {"Software": MARK}} if kind == "png" else {}
-            figure.savefig(partial, dpi=110, bbox_inches="tight", format=kind, **about)
+            figure.savefig(partial, dpi=110, bbox_inches="tight", format=kind, **_marked(kind))
         plt.close(figure)
         made.append(places[path])
         scores[str(path)] = {
@@ -176,6 +170,13 @@ def run(photo, texts, out, json=None, npz=None, **options):
         rest = f" (and {len(broken) - 1} more of {len(paths)})" if len(broken) > 1 else ""
         raise ValueError(f"{broken[0]}{rest}")
     return made
+
+
+def _marked(kind):
+    """Options of a figure's `savefig` by which it bears the mark of overlays."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = MARK
+    return {"metadata": {"Creator": MARK}} if kind in ("pdf", "svg") else {"pil_kwargs": {"exif": exif}}
 
 
 def write_npz(path, arrays):

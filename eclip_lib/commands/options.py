@@ -89,7 +89,7 @@ def _set(words):
 def size_of(text):
     """ "336" or "336x448" -> (height, width). Raises ValueError."""
     sides = (text or "").lower().split("x")
-    if text and not (len(sides) <= 2 and all(side.isdecimal() for side in sides)):
+    if text and not (len(sides) <= 2 and all(side.isdecimal() and len(side) < 5 for side in sides)):
         raise ValueError(
             f"--size is a side, or height x width, like 336 or 336x448, not {files.few([text])!r}"
         )

@@ -4,6 +4,7 @@ import os
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -14,44 +15,70 @@ from ..feature_cache import cache_features
 from ..networks.attention import load_attention
 from ..networks.checkpoints import files_of
 from ..networks.loading import load_clip
-from ..training import train_pair
-from . import cluster
+from ..profiles import Processes, Seed, Training, built
+from ..training import require_trainable, train_pair
+from . import cluster, outputs
 
 
-def train(data, out, pooling, model, masked, features, settings):
+class Wanted(Training):
+    """What `eclip train` was asked for. mask: of masked max pooling."""
+
+    weight_decay: float = 0.05
+    augment: Literal["deit"] = "deit"
+    pooling: Literal["attention", "average", "max", "masked_max"]
+    init: Literal["random", "clip"]
+    seed: Seed
+    workers: Processes
+    ray: Processes
+    mask: str | None
+    mask_checkpoint: str | None
+
+    @property
+    def settings(self):
+        """Of `train_pair`."""
+        return self.model_dump(include={"epochs", "batch_size", "lr", "weight_decay", "seed", "init"})
+
+
+def train(data, out, model, cache="runs/cache", **wanted):
     """Train and save a pair -> one line of words (empty on every rank but the first).
 
-    model: network, pretrained, device. masked: mask and mask_checkpoint, or nothing. features: cache, views,
-    workers, ray. settings: of `train_pair`. Raises ValueError, OSError before any work where an output would
-    replace an input or cannot be written."""
-    out, source = files.named(out, ".safetensors"), load_pairs(data)
+    model: network, pretrained, device. wanted: of `Wanted`. Raises ValueError, OSError before any work where
+    a setting is out of range, or an output would replace an input or cannot be written."""
+    wanted = built(Wanted, wanted, "train")
+    masked = wanted.pooling == "masked_max"
+    if not masked and (wanted.mask or wanted.mask_checkpoint):
+        raise ValueError(
+            f"--mask and --mask-checkpoint are for --pooling masked_max; {wanted.pooling} has no mask"
+        )
+    out, source = outputs.named(out, ".safetensors"), load_pairs(data)
     curve = out.with_suffix(".csv")
-    weights = files_of(model["pretrained"], masked.get("mask_checkpoint"))
-    files.require_free([out, curve], [*source.inputs, *weights])
-    _require_curve(curve)
+    weights = files_of(model["pretrained"], wanted.mask_checkpoint)
+    outputs.require_free([out], [*source.inputs, *weights], unnamed={curve: "epoch,loss,lr,seconds"})
     rank = _join_ranks(model)
 
     def load():
-        checkpoint = masked.get("mask_checkpoint")
-        checkpoint = None if checkpoint == "random" else checkpoint
-        masks = {"mask": load_attention(masked["mask"], checkpoint, model["device"])} if masked else {}
+        checkpoint = None if wanted.mask_checkpoint == "random" else wanted.mask_checkpoint or "default"
+        own = model["network"].startswith("scenes-")
+        mask = wanted.mask or ("scenes-DINO" if own else "vit_base_patch16_224.dino")
+        masks = {"mask": load_attention(mask, checkpoint, model["device"])} if masked else {}
         return load_clip(**model), masks
 
     clip, masks = load()
-    options = {"views": features["views"], "seed": settings["seed"], "workers": features["workers"]}
-    options["keep"] = features["views"] == 1  # of several the disk holds one at a time
-    folder = files.place(features["cache"])
-    busy = f"another training drops its views in {folder}; wait for it, or name another --cache"
-    alone = files.alone(folder / f".{Path(clip.network).name}.lock", busy)
-    with nullcontext() if options["keep"] or rank else alone:
-        if features["ray"]:
+    require_trainable(clip, wanted.pooling, wanted.batch_size, wanted.init)
+    options = {"views": wanted.views, "seed": wanted.seed, "workers": wanted.workers}
+    options["keep"] = wanted.views == 1  # of several the disk holds one at a time
+    folder = files.place(cache)
+    lock = folder / f".{Path(clip.network).name}.lock"
+    busy = f"another training is at work in {folder}, where views are dropped; wait for it, or name another --cache"
+    with nullcontext() if rank else files.alone(lock, busy, shared=options["keep"]):
+        if wanted.ray:
             gpus = int(model["device"].startswith("cuda"))
-            cached = cluster.cache_features(load, source, folder, features["ray"], gpus, **options)
+            cached = cluster.cache_features(load, source, folder, wanted.ray, gpus, **options)
         else:
             cached = cache_features(clip, source, folder, masks, **options)
-        pooling = "masked_max:mask" if masked else pooling
+        pooling = "masked_max:mask" if masked else wanted.pooling
         state = None if cached.keep else folder / f"training-{files.digest(str(out.absolute()))}.pt"
-        pair, history = train_pair(clip, cached, pooling, **settings, resume=state)
+        pair, history = train_pair(clip, cached, pooling, **wanted.settings, resume=state)
         if rank:
             return ""
         pair.save(out)
@@ -60,14 +87,6 @@ def train(data, out, pooling, model, masked, features, settings):
             cached.drop(), state.unlink(missing_ok=True)
     losses = f"loss {history['loss'].iloc[0]:.3f} to {history['loss'].iloc[-1]:.3f}"
     return f"{len(cached)} pairs, {losses}; {out}\n"
-
-
-def _require_curve(curve):
-    """Nobody named this file: raise ValueError where one is there and no curve of an earlier training."""
-    if curve.is_file() and not curve.read_bytes().startswith(b"epoch,loss"):
-        raise ValueError(
-            f"{curve} would be written over by the loss curve and is none; give the pair another name"
-        )
 
 
 def _join_ranks(model):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .. import files
 from ..networks import checkpoints
+from . import outputs
 
 SOME = r"present.*|partial: \d+ of \d+ images"  # what can be run
 
@@ -124,9 +125,7 @@ def require_free(run, books, training):
         raise ValueError(
             f"{files.few([run.out])} holds a run with other {', '.join(other)}; name another --out"
         )
-    outputs = [run.out / "notebooks" / path.name for path in books] + [run.record.path]
-    outputs += [run.path("pairs", f"{network}-ECLIP") for network in run.networks if training]
-    files.require_free(outputs, [*books, *weights(run)])
-    foreign = next((path for path in outputs if path.exists() and not run.record.path.exists()), None)
-    if foreign:
-        raise ValueError(f"{foreign} is there, but no run.json beside it: no run of ours; name another --out")
+    made = [run.out / "notebooks" / path.name for path in books] + [run.record.path]
+    made += [run.path("pairs", f"{network}-ECLIP") for network in run.networks if training]
+    outputs.require_free(made, [*books, *weights(run)])
+    outputs.require_run(run.place, made)

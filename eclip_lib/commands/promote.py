@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from .. import files
 from ..experiment import load_profile
 from ..networks import checkpoints
+from . import outputs
 from .notebooks import KERNEL, notebooks
 
 KINDS = {"tables": "csv", "figures": "png", "pairs": "safetensors"}
@@ -38,7 +39,8 @@ def promote(profile="demo", out=None, into=None, partial=False):
         )
     sources = sorted([*found, *run.out.glob("report.*")])
     targets = [into / source.relative_to(run.out) for source in sources]
-    files.require_free([*targets, into / "run.json"], [*sources, run.out / "run.json"])
+    outputs.require_free([*targets, into / "run.json"], [*sources, run.out / "run.json"])
+    outputs.require_run(into, targets)
     for source, target in zip(sources, targets, strict=True):
         files.write(target, source.read_bytes())
     note = files.as_json(facts | ({"partial": wrong} if wrong else {}))

@@ -5,7 +5,7 @@ from ..evaluation import MORE, evaluate, summarize
 from ..experiment import load_profile
 from ..explainers import explainer
 from ..networks.checkpoints import files_of
-from . import cluster
+from . import cluster, outputs
 
 SAID = {  # the measures by name, in the order of a line
     "miou": "mIoU {0.mIoU:.2f} (floor {0.floor:.2f})",
@@ -40,7 +40,8 @@ def measure(
     if out:
         out = files.place(out)
         names = [f"{method}-{network}-{name}.csv" for network in run.networks for name in run.datasets]
-        files.require_free([out / name for name in names], files_of(run.pretrained, run.projection))
+        rows = dict.fromkeys([out / name for name in names], outputs.ROWS)
+        outputs.require_free([], files_of(run.pretrained, run.projection), unnamed=rows)
     for network in run.networks:
 
         def load(network=network):

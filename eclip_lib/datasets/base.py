@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .. import files
 
@@ -120,18 +120,24 @@ def read_image(path, mode="RGB", upright=True, name=None):
     name = name or path
     try:
         with Image.open(path) as image:
+            kind, raw = image.format, image.tile[0][3] if image.tile else None
             image.load()
-            kind = image.format
             image = ImageOps.exif_transpose(image) if upright else image.copy()
     except FileNotFoundError:
         raise
     except Exception as error:
-        reason = str(error).replace(str(path), "it")
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "of no kind that Pillow reads" if unknown else str(error).replace(str(path), "it")
         raise ValueError(
-            f"{name} cannot be read as an image ({reason}); download it again or remove it from the list"
+            f"{name} cannot be read as an image ({reason}); download it again, convert it to an 8-bit PNG or "
+            "remove it from the list"
         ) from error
     if mode is None:
         return image
+    if kind == "PNG" and (clear := image.info.get("transparency")) is not None:
+        if raw == "RGB;16B":
+            raise ValueError(f"{name} has 16 bits a channel and a transparent colour; save it with 8 bits")
+        image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}.get(raw, 1)  # as Pillow scales the grey
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image, kind, name)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -155,7 +161,8 @@ def read_mask(path):
 
 
 def _eight_bits(image, kind, name):
-    """A picture of one channel of floats or of more than 8 bits -> 8 bits; Pillow would clip it."""
+    """A picture of one channel of floats or of more than 8 bits -> 8 bits, transparent pixels white; Pillow
+    would clip it."""
     values = np.asarray(image, dtype=np.float64)
     low, high = values.min(), values.max()
     sixteen = image.mode.startswith("I;16") or kind == "PNG"  # a PNG has no more
@@ -165,7 +172,9 @@ def _eight_bits(image, kind, name):
             f"{name} holds values from {low:g} to {high:g}, not of 0 to 1, 8 or 16 bits; convert it to 8 "
             "bits first"
         )
-    return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
+    grey = (values * (255 / top)).round().astype(np.uint8)
+    grey[values == image.info.get("transparency")] = 255
+    return Image.fromarray(grey)
 
 
 def check_size(mask, image, path):

@@ -3,11 +3,13 @@
 import contextlib
 import io
 import json
+import os
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 
+from .. import files
 from .base import Dataset, Example, check_size, read_image, require
 
 FARTHEST = 1e6  # pixels, of a polygon's point
@@ -36,7 +38,7 @@ def read_annotations(path, keys):
 
 class COCO2017(Dataset):
     """A class's mask is the union of all its annotations in the image, crowd regions included; no void.
-    Images without any annotation are left out: they have nothing to score."""
+    Images without any annotation that covers a pixel are left out: they have nothing to score."""
 
     name = "coco2017"
 
@@ -53,11 +55,16 @@ class COCO2017(Dataset):
             self._check()
         except (KeyError, TypeError) as error:
             raise incomplete(self.path, error) from error
-        self.items = [i for i in sorted(self.coco.imgs, key=str) if self.coco.imgToAnns.get(i)]
-        if all(isinstance(item, int) for item in self.items):
-            self.items = sorted(self.items)
+        numbers = all(isinstance(item, int) for item in self.coco.imgs)
+        self.items = sorted(filter(self.annotations.get, self.coco.imgs), key=None if numbers else str)
         if not self.items:
             raise ValueError(f"{self.name}: {self.path} annotates no image")
+        if bare := sorted(self.coco.imgs.keys() - set(self.items), key=str):
+            total = f"{len(bare)} of {len(self.coco.imgs)} images"
+            warnings.warn(
+                f"{self.path}: {total} have no class to score and are left out ({files.few(bare)})",
+                stacklevel=3,
+            )
         for item in self.items:
             require(self.sources(item)[0], self.name, LAYOUT)
 
@@ -66,8 +73,15 @@ class COCO2017(Dataset):
         categories = sorted(self.coco.dataset["categories"], key=lambda c: c["id"])
         self.names = {c["id"]: c["name"] for c in categories}
         self.classes = [c["name"] for c in categories]
+        for image in images:
+            sides = [image.get("height"), image.get("width")]
+            if not _is_word(image.get("file_name")) or not all(isinstance(s, int) for s in sides):
+                raise ValueError(
+                    f"{self.path}: image {image['id']} has no file_name, height or width; download it again"
+                )
         for kind, values in {
             "image id": [image["id"] for image in images],
+            "picture": [os.path.normpath(image["file_name"]) for image in images],
             "category id": [c["id"] for c in categories],
             "category": self.classes,
         }.items():
@@ -76,30 +90,34 @@ class COCO2017(Dataset):
                 raise ValueError(
                     f"{self.path}: {kind} {twice[0]!r} is there twice; which one is meant is not known"
                 )
-        wordless = [name for name in self.classes if not isinstance(name, str) or not name.strip()]
+        wordless = [name for name in self.classes if not _is_word(name)]
         if wordless:
             raise ValueError(f"{self.path}: the name of a category is {wordless[0]!r}, no word for a prompt")
-        for image in images:
-            sides = [image.get("height"), image.get("width")]
-            if not isinstance(image.get("file_name"), str) or not all(isinstance(s, int) for s in sides):
-                raise ValueError(
-                    f"{self.path}: image {image['id']} has no file_name, height or width; download it again"
-                )
+        sizes = {image["id"]: (image["width"], image["height"]) for image in images}
+        self.annotations, empty, lost = defaultdict(list), [], 0  # image: those that cover a pixel of it
         for annotation in annotations:
             if annotation["category_id"] not in self.names:
                 raise ValueError(f"{self.path}: annotations of unknown category {annotation['category_id']}")
             try:
-                _require_whole(annotation.get("segmentation"))
+                area = _area(annotation.get("segmentation"), sizes.get(annotation["image_id"], (0, 0)))
             except Exception as error:
                 raise ValueError(
                     f"{self.path}: the mask of annotation {annotation['id']} cannot be read ({error}); "
                     "mend it or remove it"
                 ) from error
-        lost = sum(annotation["image_id"] not in self.coco.imgs for annotation in annotations)
+            if annotation["image_id"] not in self.coco.imgs:
+                lost += 1
+            elif area >= 2 or self.coco.annToMask(annotation).any():
+                self.annotations[annotation["image_id"]].append(annotation)
+            else:
+                empty.append(annotation["id"])
         if lost:
             warnings.warn(
                 f"{self.path}: {lost} annotations are of images that it does not list", stacklevel=4
             )
+        if empty:
+            said = f"{len(empty)} annotations cover no pixel and are left out ({files.few(empty)})"
+            warnings.warn(f"{self.path}: {said}", stacklevel=4)
 
     def sources(self, item):
         return [self.images / self.coco.imgs[item]["file_name"], self.path]
@@ -107,19 +125,24 @@ class COCO2017(Dataset):
     def example(self, item):
         path, masks = self.sources(item)[0], {}
         image = read_image(path, upright=False)
-        for annotation in self.coco.imgToAnns[item]:
+        for annotation in self.annotations[item]:
             mask = self.coco.annToMask(annotation).astype(bool)
             check_size(mask, image, path)
             name = self.names[annotation["category_id"]]
             masks[name] = mask | masks[name] if name in masks else mask
-        masks = {name: masks[name] for name in self.classes if name in masks and masks[name].any()}
+        masks = {name: masks[name] for name in self.classes if name in masks}
         image_id = f"{item:012d}" if isinstance(item, int) else str(item)
         return Example(image_id, image, masks, np.zeros(image.size[::-1], bool))
 
 
-def _require_whole(segmentation):
-    """Raise where a segmentation is none that pycocotools reads as it is meant: of others it makes an empty
-    mask, leaves pixels as it finds them, or takes the process down."""
+def _is_word(name):
+    return isinstance(name, str) and bool(name.strip())
+
+
+def _area(segmentation, size):
+    """About how many pixels of a picture (width, height) a segmentation covers. Raises where it is none that
+    pycocotools reads as it is meant: of others it makes an empty mask, leaves pixels as it finds them, or
+    takes the process down."""
     if isinstance(segmentation, dict):
         (height, width), counts = segmentation["size"], segmentation["counts"]
         counts = counts if isinstance(counts, list) else _run_lengths(counts)
@@ -127,7 +150,7 @@ def _require_whole(segmentation):
             raise ValueError("its run lengths are not whole numbers")
         if sum(counts) != height * width:
             raise ValueError(f"its run lengths cover {sum(counts)} of {height * width} pixels")
-        return
+        return sum(counts[1::2])
     if not segmentation:
         raise ValueError("it has no segmentation, and boxes alone cannot be scored")
     for polygon in segmentation:
@@ -137,6 +160,11 @@ def _require_whole(segmentation):
             isinstance(n, int | float) and abs(n) < FARTHEST for n in polygon
         ):  # false for nan as well
             raise ValueError("a polygon has a point that is no number, or far outside of any picture")
+    area = 0
+    for polygon in segmentation:
+        x, y = (np.clip(polygon[k::2], 0, side) for k, side in enumerate(size))
+        area += abs((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2
+    return area
 
 
 def _run_lengths(text):

@@ -47,8 +47,10 @@ def load_pairs(where):
 
 
 def _count(place, where):
-    if not place.isdecimal() or not int(place):
-        raise ValueError(f"{files.few([where])!r}: how many scenes must be a whole number, e.g. scenes:3000")
+    if not place.isdecimal() or len(place) > 8 or not int(place):
+        raise ValueError(
+            f"{files.few([where])!r}: how many scenes must be a whole number below 10^8, e.g. scenes:3000"
+        )
     return int(place)
 
 

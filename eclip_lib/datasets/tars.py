@@ -4,8 +4,8 @@ cut ones are refused."""
 import copy
 import glob
 import io
-import json
 import os
+import re
 import tarfile
 import warnings
 import zlib
@@ -64,10 +64,7 @@ def caption(sample):
         return None
     if text or "json" not in sample:
         return text
-    try:
-        about = json.loads(sample["json"])
-    except ValueError:
-        return ""
+    about = files.parsed(sample["json"])
     found = about.get("caption") if isinstance(about, dict) else None
     return found.strip() if isinstance(found, str) else ""
 
@@ -81,7 +78,7 @@ class WebPairs:
         from braceexpand import braceexpand
 
         folder = files.place(pattern).is_dir()
-        found = files.matching(Path(pattern, "*.tar") if folder else pattern, braceexpand)
+        found = files.matching(Path(pattern, "*.tar") if folder else pattern, _expanded)
         paths = sorted(str(path) for some in found.values() for path in some if path.name[:2] != "._")
         self.parts = nonempty(list({os.path.realpath(path): path for path in paths}.values()), pattern)
         gone = [part for part, some in found.items() if not some and not glob.has_magic(part)]
@@ -129,6 +126,22 @@ class WebPairs:
     def open(self, payload):
         key, data = payload
         return read_image(io.BytesIO(data), name=key)
+
+
+def _expanded(pattern):
+    """The parts of a pattern with braces. Raises ValueError where they do not pair, or count to more than
+    there are tars anywhere."""
+    try:
+        most = 10**6
+        parts = [] if re.search(r"\.\.\d{7}", pattern) else list(islice(braceexpand(pattern), most + 1))
+        if not 0 < len(parts) <= most:
+            raise ValueError("they count too far")
+        return parts
+    except ValueError as error:
+        raise ValueError(
+            f"web:{files.few([pattern])}: its braces cannot be read ({str(error).partition(':')[0]}); write "
+            "them like web:shards/{00..99}.tar"
+        ) from error
 
 
 def _count_keys(part, most):

@@ -1,6 +1,7 @@
 """An explainer over a dataset -> one tidy row a method, image and class (paper §4.1, Tables 1 to 3)."""
 
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -176,8 +177,9 @@ def evaluate(
     text = prompts(dataset, clip)
     rows: dict = defaultdict(list)
     pixels: dict = defaultdict(list)
-    methods = explainer if isinstance(explainer, dict) else {None: explainer}
+    methods, bare = explainer if isinstance(explainer, dict) else {None: explainer}, []
     for batch in batches(dataset, clip, batch_size, workers, description, slide and bool(segment)):
+        bare += [name for name, classes in zip(batch.ids, batch.names, strict=True) if not classes]
         batch = batch if segment else batch.with_at_least(1)  # with a background, every image counts
         index, shared = batch.index(dataset.classes), Shared(clip, batch.images)
         views = [Shared(clip, w.to(clip.device)) for w in batch.windows] if batch.windows else shared
@@ -190,6 +192,9 @@ def evaluate(
             more = [faithfulness(ANSWERS[name], clip, batch.images, found, text, index) for name in asked]
             rows[key] += _score_batch(batch, found, normalize, observe, more)
     answers = [column for name in asked for column in MORE[name]]
+    if bare:
+        said = f"{len(bare)} of {len(dataset)} images have no class to score and are left out"
+        warnings.warn(f"{said} ({files.few(bare)})", stacklevel=2)
     frames = []
     for key in methods:
         method, seed = key if isinstance(key, tuple) else (key, None)

@@ -29,7 +29,7 @@ def registry():
 
 def folder():
     """Where registered weights lie: `ECLIP_WEIGHTS`, else `data/weights`."""
-    return Path(os.environ.get("ECLIP_WEIGHTS") or files.REPOSITORY / "data" / "weights")
+    return files.place(os.environ.get("ECLIP_WEIGHTS") or files.REPOSITORY / "data" / "weights")
 
 
 def registered(network, tag):

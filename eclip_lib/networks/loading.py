@@ -14,7 +14,7 @@ from . import demo
 from .checkpoints import hub, is_path, obtain, registered
 from .clip import Clip, own_weights
 from .encoders import resize_input
-from .hugging_face import folder_of, has_scheme, inside, reason, source, statistics_beside
+from .hugging_face import WEIGHTS, folder_of, has_scheme, inside, reason, source, statistics_beside
 from .state_dicts import load_into, read_checkpoint
 
 
@@ -206,13 +206,16 @@ def _from_file(network, path, quick_gelu=None, size=None):
 
 
 def _quick_gelu_of(path, network, state):
-    """Whether weights without OpenAI's stamps were trained with QuickGELU: by the configuration beside the
-    file, else said aloud."""
-    for name in ("config.json", "open_clip_config.json"):
-        about = files.read_json((path if path.is_dir() else path.parent) / name)
+    """Whether weights without OpenAI's stamps were trained with QuickGELU: by the configuration that Hugging
+    Face's layout keeps beside them, where it is of these sizes, else said aloud."""
+    folder = path if path.is_dir() else path.parent
+    for name in (
+        ("config.json", "open_clip_config.json") if path.is_dir() or path.name in WEIGHTS else ()
+    ):
+        about = files.read_json(folder / name)
         marks = [inside(about, "hidden_act"), inside(about, "vision_config", "hidden_act")]
         quick = inside(about, "quick_gelu") or inside(about, "model_cfg", "quick_gelu")
-        if quick or any(marks):
+        if (quick or any(marks)) and _is_of(about, state):
             return bool(quick) or "quick_gelu" in marks
     if f"{network}-quickgelu" in open_clip.list_models():
         half = all(
@@ -226,6 +229,15 @@ def _quick_gelu_of(path, network, state):
             stacklevel=2,
         )
     return False
+
+
+def _is_of(about, state):
+    """Whether no size in a configuration is another than the weights'."""
+    own = {"class_embedding": [("vision_config", "hidden_size"), ("model_cfg", "vision_cfg", "width")]}
+    own["text_projection"] = [("projection_dim",), ("model_cfg", "embed_dim")]
+    sizes = {name.rpartition(".")[2]: tensor.shape[-1] for name, tensor in state.items() if tensor.ndim}
+    said = ((inside(about, *place), sizes.get(name)) for name, places in own.items() for place in places)
+    return all(None in pair or pair[0] == pair[1] for pair in said)
 
 
 def _fit_positions(model, state, path, size):

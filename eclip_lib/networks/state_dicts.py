@@ -30,7 +30,7 @@ def read_checkpoint(path):
     state = {}
     for part in _parts(path):
         state |= _weights_of(_document(part), part)
-    state = _without_prefixes({WRAPPERS.sub("", name): tensor for name, tensor in state.items()})
+    state = _without_prefixes({WRAPPERS.sub("", name): tensor for name, tensor in state.items()}, path)
     stamps = [state.pop(name, None) for name in STAMPS]
     state.pop("attn_mask", None)
     plain = {name: _is_plain(tensor) for name, tensor in state.items()}
@@ -140,15 +140,17 @@ def _states(document, place="", depth=4):
             yield from _states(value, place or str(name), depth - 1)
 
 
-def _without_prefixes(state):
+def _without_prefixes(state, path):
     """Names as the model has them: a prefix that most of them share is taken off, and what does not share it
-    is no part of it."""
-    while prefix := next(
-        (p for p in PREFIXES if sum(name.startswith(p) for name in state) > len(state) / 2), None
-    ):
-        state = {
-            name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)
-        }
+    is no part of it, which is said."""
+    others = []
+    most = lambda p: sum(name.startswith(p) for name in state) > len(state) / 2  # noqa: E731
+    while prefix := next(filter(most, PREFIXES), None):
+        others += [name for name in state if not name.startswith(prefix)]
+        state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    if others:
+        said = f"{len(others)} weights lie outside the model and are left out ({files.few(others)})"
+        warnings.warn(f"{path.name}: {said}", stacklevel=3)
     return state
 
 

@@ -3,7 +3,7 @@ this one; a profile may also be the path of another file of that form."""
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import yaml
@@ -23,15 +23,19 @@ SHIPPED = ("demo", "photos", "paper-quick", "paper")
 INCIDENTAL = {"device", "root", "workers", "batch_size"}  # what moves no number of a table
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Processes = Annotated[int, Field(ge=0, le=1024)]
+
+
 class Training(BaseModel):
     """How a new pair is trained, see `training` and `feature_cache`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    epochs: int = Field(ge=1, le=100_000)
+    batch_size: int = Field(ge=2, le=2**24)  # one pair alone has nothing to be told apart from
     lr: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
-    views: int = Field(ge=1)
+    views: int = Field(ge=1, le=10_000)
     augment: Literal["deit"] | None
 
 
@@ -46,17 +50,17 @@ class Profile(BaseModel):
     scratch: dict[str, str] = {}  # network: its weights after a training on `pairs` alone (Table 4)
     root: str | None
     limit: int | None = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    workers: int = Field(ge=0)
+    batch_size: int = Field(ge=1, le=2**24)
+    workers: Processes
     device: str
     precision: Literal["fp32", "bf16"]
-    seed: int = Field(ge=0)
+    seed: Seed
     masks: dict[str, str]  # name: timm or demo network, or "network=checkpoint"
     pairs: str | None  # image-caption pairs to train on, see `datasets.image_text`; None: nothing is trained
     limit_pairs: int | None = Field(None, ge=1)  # only the first so many of them
     projection: str | None = None  # pairs of one's own for ECLIP, see `Projection.find`; None: notebook 05's
     training: Training
-    trainings: int = Field(ge=1)  # seeds of a trained pair
+    trainings: int = Field(ge=1, le=1000)  # seeds of a trained pair
 
     @property
     def weights(self):
@@ -172,10 +176,12 @@ def built(kind, settings, path):
 
 
 def _listed(value):
-    """Names that may be given as one word, separated by commas. Raises ValueError for what are none."""
+    """Names that may be given as one word, separated by commas; each once. Raises ValueError for what are
+    none."""
     if not isinstance(value, str | list | tuple):
         raise ValueError(f"networks, datasets and what is left out are lists of names, not {value!r}")
-    return [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else list(value)
+    names = [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else value
+    return [name for number, name in enumerate(names) if name not in names[:number]]
 
 
 def _anchored(settings):
