@@ -360,6 +360,8 @@ SPOILT = {  # name of a case: what is done to the place first
     "a run promoted over a stranger's": lambda p: files.write(
         p / "theirs" / "tables" / "table_1.csv", "mine"
     ),
+    "a run over a stranger's figure": lambda p: pictures(p, "theirs/figures/mmp_losses.png"),
+    "a run in a link to itself": lambda p: (p / "link").symlink_to(p / "link"),
     "captions in JSON without an end": lambda p: packed(
         p / "deep.tar",
         {"1.jpg": JPEG, "1.json": b"[" * 10**5, "2.jpg": JPEG, "2.txt": b"a", "3.jpg": JPEG, "3.txt": b"b"},
@@ -546,6 +548,8 @@ a dataset of 10,000 characters | reproduce --datasets "{long}" | no dataset 'cir
 a run over the notebooks | reproduce --figure 5 --out {repository} | 05_mmp_training.ipynb is an input and would be
 a run among the notebooks | reproduce --figure 5 --out {repository}/notebooks | lies in the repository's own notebooks
 a run among the results | reproduce --figure 5 --out {repository}/results/mine | lies in the repository's own results
+a run over a stranger's figure | reproduce --figure 5 --out {}/theirs | mmp_losses.png is there, but no run.json
+a run in a link to itself | reproduce --figure 5 --out {}/link | link: Too many levels of symbolic links
 a run promoted onto itself | promote --partial --out {}/run --into {}/run | table_1.csv is an input and would be
 a run promoted over a stranger's | promote --partial --out {}/run --into {}/theirs | no run.json beside it
 a figure nobody makes | reproduce --figure 77 | no notebook makes figure_77

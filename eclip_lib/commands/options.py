@@ -76,7 +76,7 @@ def _set(words):
         outer, _, inner = name.partition(".")
         try:
             value = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"--set {files.few([word])!r}: the value is not readable YAML") from error
         if outer in ("out", "part", "dropped") or (inner and not isinstance(found.get(outer, {}), dict)):
             raise ValueError(

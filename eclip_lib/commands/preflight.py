@@ -1,5 +1,6 @@
 """Before a run: what of all that it needs is not there, and what a run without that leaves out."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ def weights(run):
 def require_free(run, books, training):
     """A run writes over nothing that is committed, nor over what it reads. Raises ValueError, OSError."""
     for place in (files.REPOSITORY / "notebooks", files.REPOSITORY / "results"):
-        if run.out.resolve().is_relative_to(place.resolve()):
+        if Path(os.path.realpath(run.out)).is_relative_to(os.path.realpath(place)):
             raise ValueError(
                 f"--out {files.few([run.out])} lies in the repository's own {place.name}, which runs are compared "
                 "with; name a folder of its own, like runs/mine"
@@ -127,5 +128,8 @@ def require_free(run, books, training):
         )
     made = [run.out / "notebooks" / path.name for path in books] + [run.record.path]
     made += [run.path("pairs", f"{network}-ECLIP") for network in run.networks if training]
+    texts = "".join(path.read_text() for path in books)  # what they save is named in them
+    there = [file for kind in ("tables", "figures") for file in (run.place / kind).glob("[!.]*")]
+    made += [file for file in there if f'{file.stem}\\"' in texts]
     outputs.require_free(made, [*books, *weights(run)])
     outputs.require_run(run.place, made)

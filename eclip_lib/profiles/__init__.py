@@ -23,6 +23,7 @@ SHIPPED = ("demo", "photos", "paper-quick", "paper")
 INCIDENTAL = {"device", "root", "workers", "batch_size"}  # what moves no number of a table
 
 
+Count = Annotated[int, Field(ge=1, lt=2**32)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Processes = Annotated[int, Field(ge=0, le=1024)]
 
@@ -49,7 +50,7 @@ class Profile(BaseModel):
     replicates: dict[str, list[str]]  # network: its trainings, from different seeds
     scratch: dict[str, str] = {}  # network: its weights after a training on `pairs` alone (Table 4)
     root: str | None
-    limit: int | None = Field(ge=1)
+    limit: Count | None
     batch_size: int = Field(ge=1, le=2**24)
     workers: Processes
     device: str
@@ -57,7 +58,7 @@ class Profile(BaseModel):
     seed: Seed
     masks: dict[str, str]  # name: timm or demo network, or "network=checkpoint"
     pairs: str | None  # image-caption pairs to train on, see `datasets.image_text`; None: nothing is trained
-    limit_pairs: int | None = Field(None, ge=1)  # only the first so many of them
+    limit_pairs: Count | None = None  # only the first so many of them
     projection: str | None = None  # pairs of one's own for ECLIP, see `Projection.find`; None: notebook 05's
     training: Training
     trainings: int = Field(ge=1, le=1000)  # seeds of a trained pair
@@ -148,7 +149,7 @@ def _without(names, dropped):
 def _read(path):
     try:
         settings = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not readable YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(settings, dict):
         raise ValueError(
