@@ -216,7 +216,8 @@ _said: set[str] = set()
 
 def main():
     """Entry point of `eclip`: whatever goes wrong ends in one sentence. `--debug` shows where."""
-    sys.stdout.reconfigure(errors="replace")  # names of files need not be text
+    if hasattr(sys.stdout, "reconfigure"):  # a program that calls this may have put another one there
+        sys.stdout.reconfigure(errors="replace")  # names of files need not be text
     debug = "--debug" in sys.argv or os.environ.get("ECLIP_DEBUG")
     sys.argv = [word for word in sys.argv if word != "--debug"]
     with warnings.catch_warnings():
