@@ -15,8 +15,8 @@ from test_bad_input import run
 from torch.utils.data import get_worker_info
 
 import eclip_lib as eclip
-from eclip_lib import cli, files, training
 from eclip_lib import feature_cache as caching
+from eclip_lib import files, training
 from eclip_lib.commands import bench
 from eclip_lib.datasets.image_text import ScenePairs
 from eclip_lib.datasets.scenes import Scenes
@@ -152,10 +152,8 @@ def test_a_killed_worker_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(ScenePairs, "open", die)
     monkeypatch.setattr(Scenes, "example", die)
     train = ["train", *TRAIN[:1], tmp_path / "pair.safetensors", *TRAIN[1:-1], 1, "--cache", tmp_path]
-    for command in (train, EVALUATE):
+    for command in (train, [*EVALUATE, "--workers", 1]):
         assert "a process that decodes images was killed" in run(monkeypatch, *command)
-    caught_anywhere = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
-    assert "a process that decodes images was killed" in cli._sentence(caught_anywhere)
 
 
 def test_the_same_seed_gives_the_same_numbers(tmp_path):
