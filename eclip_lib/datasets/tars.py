@@ -75,7 +75,6 @@ class WebPairs:
     one by one and that are not there."""
 
     def __init__(self, pattern):
-        from braceexpand import braceexpand
 
         folder = files.place(pattern).is_dir()
         found = files.matching(Path(pattern, "*.tar") if folder else pattern, _expanded)
@@ -131,6 +130,8 @@ class WebPairs:
 def _expanded(pattern):
     """The parts of a pattern with braces. Raises ValueError where they do not pair, or count to more than
     there are tars anywhere."""
+    from braceexpand import braceexpand  # of the extra `train`
+
     try:
         most = 10**6
         parts = [] if re.search(r"\.\.\d{7}", pattern) else list(islice(braceexpand(pattern), most + 1))

@@ -209,9 +209,7 @@ def _quick_gelu_of(path, network, state):
     """Whether weights without OpenAI's stamps were trained with QuickGELU: by the configuration that Hugging
     Face's layout keeps beside them, where it is of these sizes, else said aloud."""
     folder = path if path.is_dir() else path.parent
-    for name in (
-        ("config.json", "open_clip_config.json") if path.is_dir() or path.name in WEIGHTS else ()
-    ):
+    for name in ("config.json", "open_clip_config.json") if path.is_dir() or path.name in WEIGHTS else ():
         about = files.read_json(folder / name)
         marks = [inside(about, "hidden_act"), inside(about, "vision_config", "hidden_act")]
         quick = inside(about, "quick_gelu") or inside(about, "model_cfg", "quick_gelu")
