@@ -1,7 +1,6 @@
-"""The command line: `eclip explain | reproduce | promote | evaluate | train | data | bench`."""
+"""The command line: `eclip explain | reproduce | promote | evaluate | train | data | app | bench`."""
 
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -9,11 +8,26 @@ from typing import Annotated
 
 import typer
 
-from .commands.options import Out, ProfileOption, Projected, about, argument, size_of, with_settings
+from .commands import boundary
+from .commands.options import (
+    Device,
+    NetworkOption,
+    Out,
+    Pretrained,
+    ProfileOption,
+    Projected,
+    Size,
+    about,
+    argument,
+    device_of,
+    size_of,
+    with_settings,
+)
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0], pretty_exceptions_enable=False
 )
+FITTING = "default: the paper's, for a demo network the demo's"
 # test: equal to the registry, which would take seconds to import here
 METHODS = (
     "clip, rclip, eclip, grad_cam, bi_model, clip_surgery, mask_clip, sclip, clear_clip, naclip, gem, legrad, "
@@ -26,26 +40,44 @@ MEASURES = "miou, msc, image_threshold, argmax, argmax_background, faithfulness,
 def explain(
     photo: Annotated[str, argument("a picture, a folder or a glob")],
     texts: Annotated[list[str], argument("one or more texts, e.g. 'a photo of the dog'")],
-    network: Annotated[str, about("an open_clip model name, or a demo network")] = "scenes-ViT-32",
-    method: Annotated[str, about(METHODS)] = "rclip",
-    pretrained: Annotated[str, about("an open_clip tag or a checkpoint")] = "default",
+    network: NetworkOption = "scenes-ViT-32",
+    method: Annotated[str, about(f"one, or several separated by commas: {METHODS}")] = "rclip",
+    pretrained: Pretrained = "default",
     projection: Projected = None,
-    size: Annotated[
-        str | None, about("the network's input, e.g. 336 or 336x448, in place of its own square")
-    ] = None,
+    size: Size = None,
     out: Annotated[str, about("the overlay to write, or a folder for several")] = "heat.png",
     json: Annotated[str | None, about("also write CLIP's scores as JSON")] = None,
-    npz: Annotated[str | None, about("also write the maps as npz")] = None,
-    device: str = "cpu",
+    npz: Annotated[str | None, about("also write the maps, and the raw scores on the grid, as npz")] = None,
+    bare: Annotated[bool, about("each overlay alone, of the picture's own size")] = False,
+    alpha: Annotated[float, about("how much the map covers the picture, 0 to 1")] = 0.65,
+    colormap: Annotated[str, about("matplotlib's name, e.g. cividis, safe for every eye")] = "coolwarm",
+    batch_size: Annotated[int, about("pictures of a forward pass")] = 16,
+    precision: Annotated[str, about("fp32 or bf16")] = "fp32",
+    device: Device = "auto",
 ):
-    """Show where a text is in your own pictures: one overlay a text, side by side."""
+    """Show where a text is in your own pictures: one overlay a text and method, side by side. Those of a
+    folder that are there already, of the same pictures and settings, are not made again."""
     from .commands import explain as command
 
-    options = {"network": network, "method": method, "pretrained": pretrained, "projection": projection}
-    note = command.limits(network)
-    if note:
-        warnings.warn(note, stacklevel=2)
-    print(*command.run(photo, texts, out, json, npz, **options, device=device, size=size_of(size)), sep="\n")
+    weights = {"network": network, "pretrained": pretrained, "projection": projection}
+    weights |= {"size": size_of(size), "precision": precision, "device": device_of(device)}
+    look = {"bare": bare, "alpha": alpha, "colormap": colormap, "batch_size": batch_size}
+    print(*command.run(photo, texts, out, json, npz, method, **look, **weights), sep="\n")
+
+
+@app.command(name="app")
+def web(
+    networks: Annotated[str | None, about("what is offered, comma-separated; the first one opens")] = None,
+    pretrained: Pretrained = "default",
+    projection: Projected = None,
+    device: Device = "auto",
+    port: Annotated[int | None, about("of this machine; default: the first free one from 7860 on")] = None,
+):
+    """Open a page in the browser: drop a picture, type texts, see every method's map (needs gradio)."""
+    from .commands import app as command
+
+    offered = [word.strip() for word in (networks or "").split(",") if word.strip()]
+    command.serve(offered, port, pretrained=pretrained, projection=projection, device=device)
 
 
 @app.command()
@@ -160,25 +192,24 @@ def evaluate(
 def train(
     data: Annotated[str, argument("scenes:COUNT, coco:ROOT, coco-train:ROOT, web:GLOB or csv:PATH")],
     out: Annotated[Path, argument("the pair to write, .safetensors; its loss curve lies beside it as CSV")],
-    network: str = "scenes-ViT-32",
-    pretrained: str = "default",
+    network: NetworkOption = "scenes-ViT-32",
+    pretrained: Pretrained = "default",
     pooling: Annotated[str, about("attention, average, max or masked_max")] = "masked_max",
     mask: Annotated[
-        str | None,
-        about("the ViT whose attention masks; default DINO: the demo's for its networks, or timm's"),
+        str | None, about("the ViT whose attention masks, for masked_max; default: a DINO")
     ] = None,
     mask_checkpoint: Annotated[str | None, about("a local file, e.g. MoCo v3's, or 'random'")] = None,
     cache: Annotated[str, about("folder of the pooled-feature cache")] = "runs/cache",
     views: Annotated[
         int, about("augmented views of each image; the paper augments afresh in each of 10 epochs")
     ] = 1,
-    epochs: int = 10,
-    batch_size: int = 1024,
-    lr: float = 1e-4,
+    epochs: Annotated[int | None, about(FITTING)] = None,
+    batch_size: Annotated[int | None, about(FITTING)] = None,
+    lr: Annotated[float | None, about(FITTING)] = None,
     init: Annotated[str, about("random, or clip for a copy of CLIP's own pair")] = "random",
     seed: int = 0,
     workers: int = 2,
-    device: str = "cpu",
+    device: Device = "auto",
     ray: Annotated[
         int, about("fill the cache on so many Ray workers, on whatever cluster RAY_ADDRESS names")
     ] = 0,
@@ -187,7 +218,7 @@ def train(
     several GPUs."""
     from .commands import pairs
 
-    model = {"network": network, "pretrained": pretrained, "device": device}
+    model = {"network": network, "pretrained": pretrained, "device": device_of(device)}
     wanted: dict = {"pooling": pooling, "mask": mask, "mask_checkpoint": mask_checkpoint}
     wanted |= {"epochs": epochs, "batch_size": batch_size, "lr": lr, "views": views}
     wanted |= {"init": init, "seed": seed, "workers": workers, "ray": ray}
@@ -205,15 +236,6 @@ def bench(device: str = "cpu", out: Annotated[Path | None, about("also write the
 # ---------------------------------------------------------------------- the boundary for errors
 
 
-def _note(message, category, filename, lineno, file=None, line=None):
-    if issubclass(category, UserWarning) and (text := f"note: {message}") not in _said:
-        _said.add(text)
-        print(text, file=sys.stderr)
-
-
-_said: set[str] = set()
-
-
 def main():
     """Entry point of `eclip`: whatever goes wrong ends in one sentence. `--debug` shows where."""
     if hasattr(sys.stdout, "reconfigure"):  # a program that calls this may have put another one there
@@ -223,30 +245,10 @@ def main():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = _note
+        warnings.showwarning = boundary.note
         try:
             sys.exit(app(prog_name="eclip", standalone_mode=False))
         except Exception as error:
             if debug:
                 raise
-            sys.exit((said := _sentence(error)) and f"eclip: {said}")
-
-
-def _sentence(error):
-    """What a user reads: the sentence of a mistake; of anything else its kind and first line, and how to see
-    more."""
-    line = " ".join(str(error).split())
-    if hasattr(error, "format_message"):  # of the command line's words; empty where help was shown
-        line, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
-        return line and f"{line[:200]}; see {context.command_path if context else 'eclip'} --help"
-    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | Path):
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, ValueError | OSError):
-        return line if len(line) < 300 else re.sub(r"(\S{30})\S{40,}(\S{30})", r"\1…\2", line)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory: run with a smaller --batch-size, or with --device cpu"
-    if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed; pip install 'eclip-lib[notebooks]' has all that commands need"
-    return (
-        f"an unexpected {type(error).__name__}: {line[:250]}; run it with --debug to see where, and report it"
-    )
+            sys.exit((said := boundary.sentence(error)) and f"eclip: {said}")

@@ -16,7 +16,7 @@ from .evaluation import score_contrast
 from .explainers import map_of
 from .networks.clip import PROMPT
 
-CMAP, OUTLINE = "coolwarm", "limegreen"
+CMAP, ALPHA, OUTLINE = "coolwarm", 0.65, "limegreen"
 COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442"]  # Okabe and Ito's
 
 
@@ -37,7 +37,7 @@ def literally(text):
     return text.replace("$", r"\$")
 
 
-def overlay(image, heat=None, ax=None, title=None, cmap=None, mask=None, words=""):
+def overlay(image, heat=None, ax=None, title=None, cmap=None, mask=None, words="", alpha=ALPHA):
     """Draw an image (PIL), in grey where a map lies over it: `heat` [H, W] in [0, 1], array or tensor, whose
     values lie in [0, 1]; a bool one is an outline, as `mask` is. `words` stand in the corner. Returns the
     axes."""
@@ -46,7 +46,7 @@ def overlay(image, heat=None, ax=None, title=None, cmap=None, mask=None, words="
         drawn, mask = None, drawn
     ax.imshow(image if drawn is None else image.convert("L"), cmap="gray", vmin=0, vmax=255)
     if drawn is not None:
-        ax.imshow(drawn.astype(float), cmap=cmap or CMAP, vmin=0, vmax=1, alpha=0.65)
+        ax.imshow(drawn.astype(float), cmap=cmap or CMAP, vmin=0, vmax=1, alpha=alpha)
     if mask is not None and np.any(mask) and not np.all(mask):
         for colour, width in (("black", 1.6), (OUTLINE, 0.9)):
             ax.contour(np.asarray(mask, dtype=float), [0.5], colors=colour, linewidths=width)
@@ -65,7 +65,13 @@ def grid(rows, columns, size):
     return figure, axes
 
 
-def sheet(rows, columns, names=None, cmap=None, size=1.5):
+def blended(image, heat, cmap=None, alpha=ALPHA):
+    """What `overlay` draws, as pixels: an image (PIL) in grey under a map [H, W] of its size -> PIL RGB."""
+    colours = Image.fromarray(plt.get_cmap(cmap or CMAP)(np.asarray(heat), bytes=True)[..., :3])
+    return Image.blend(image.convert("L").convert("RGB"), colours, alpha)
+
+
+def sheet(rows, columns, names=None, cmap=None, size=1.5, alpha=ALPHA):
     """A sheet of overlays with a colour bar. rows: a list of (image, or one image a column; panels, one a
     column: None, a mask, a map, or `judged`); columns: their titles; names: a label for each row. Returns the
     figure."""
@@ -76,7 +82,7 @@ def sheet(rows, columns, names=None, cmap=None, size=1.5):
             below = image[j] if isinstance(image, list) else image
             heat, mask, words = panel if isinstance(panel, tuple) else (panel, None, "")
             title = columns[j] if i == 0 else None
-            overlay(below, heat, axes[i, j], title, cmap, mask=mask, words=words)
+            overlay(below, heat, axes[i, j], title, cmap, mask, words, alpha)
         if names:
             axes[i, 0].set_ylabel(names[i], fontsize=8)
     if any(len(ax.images) > 1 for ax in axes.flat):

@@ -1,6 +1,7 @@
 """A pair of linear projections (φ_i, φ_t), CLIP's own or a learned one: all that CLIP and ECLIP differ in
 (paper §3.1, §3.3)."""
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -123,12 +124,18 @@ class Projection(nn.Module, ModelHubMixin):
 
     def generate_model_card(self, *args, **kwargs):
         about = ModelCardData(
-            tags=["clip", "eclip", "explainability"], license="mit", library_name="eclip_lib"
+            pipeline_tag="image-segmentation",  # of the hub's tasks the nearest: where in the picture
+            tags=["clip", "eclip", "explainability"],
+            license="mit",
+            library_name="eclip_lib",
         )
+        urls = importlib.metadata.metadata("eclip-lib").get_all("Project-URL")  # pyproject.toml's
+        links = dict(url.split(", ", 1) for url in urls)
         lines = "\n".join(
             f"| {name} | `{value}` |" for name, value in {"reads": self.reads, **self.metadata}.items()
         )
-        return ModelCard(CARD.format(yaml=about.to_yaml(), network=self.metadata.get("network"), lines=lines))
+        network = self.metadata.get("network")
+        return ModelCard(CARD.format(yaml=about.to_yaml(), network=network, lines=lines, **links))
 
 
 CARD = """---
@@ -137,9 +144,9 @@ CARD = """---
 # ECLIP's pair of projections for {network}
 
 A pair of linear projections (image, text) that takes the place of CLIP's own, so that the map of an image's
-tokens against a text lights up on what the text names, not on its opposite (*Exploring Visual Explanations
-for Contrastive Language-Image Pre-training*). CLIP itself is unchanged, and so is its recognition, which
-keeps its own pair.
+tokens against a text lights up on what the text names, not on its opposite ([*Exploring Visual Explanations
+for Contrastive Language-Image Pre-training*]({Paper})). Made with [eclip_lib]({Repository}). CLIP itself is
+unchanged, and so is its recognition, which keeps its own pair.
 
 | | |
 | --- | --- |
@@ -149,7 +156,9 @@ keeps its own pair.
 import eclip_lib as eclip
 
 clip = eclip.load_clip("{network}")
-explain = eclip.explainer("eclip", clip, projection=eclip.Projection.from_pretrained(REPO))
+pair = eclip.Projection.from_pretrained(REPO)  # the name of this repository, "owner/name"
+explain = eclip.explainer("eclip", clip, projection=pair)
+heat = eclip.map_of(clip, explain, eclip.read_image("photo.jpg"), "a photo of the dog")  # [H, W] in [0, 1]
 ```
 
 The pair fits this network with these weights alone; it was trained on captions and inherits what they leave

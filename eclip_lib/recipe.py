@@ -58,10 +58,11 @@ def batches(view, column, batch_size, seed, epoch):
 
 
 def learning_rate(step, steps, per_epoch, lr):
-    """§4.1: the first epoch linear from 1e-6, then a cosine down to 1e-6. That the paper's [35] is DeiT,
-    whose augmentation it takes, is inferred from the order of its references; DeiT's own schedule has five
-    warm-up epochs and ends at 1e-5."""
-    if step < per_epoch:
-        return WARMUP_LR + (lr - WARMUP_LR) * step / per_epoch
-    progress = (step - per_epoch) / max(1, steps - per_epoch)
+    """§4.1: the first epoch (of a training of one, its first tenth) linear from 1e-6, then a cosine down to
+    1e-6. That the paper's [35] is DeiT, whose augmentation it takes, is inferred from the order of its
+    references; DeiT's own schedule has five warm-up epochs and ends at 1e-5."""
+    warmup = per_epoch if per_epoch < steps else steps // 10
+    if step < warmup:
+        return WARMUP_LR + (lr - WARMUP_LR) * step / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
     return FINAL_LR + (lr - FINAL_LR) * (1 + math.cos(math.pi * progress)) / 2

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 import eclip_lib as eclip
 from eclip_lib import cli, files
-from eclip_lib.commands import explain, outputs
+from eclip_lib.commands import boundary, explain, outputs
 from eclip_lib.networks import checkpoints, demo
 
 RED = Image.new("RGB", (40, 30), (200, 30, 30))
@@ -83,7 +83,7 @@ PICTURES = {  # file name: (its bytes, what must be said, or None where a result
 def run(monkeypatch, *arguments):
     """Run the command line -> None where it succeeded, else what it said."""
     monkeypatch.setattr("sys.argv", ["eclip", *map(str, arguments)])
-    monkeypatch.setattr(cli, "_said", set())
+    monkeypatch.setattr(boundary, "said", set())
     with pytest.raises(SystemExit) as done:
         cli.main()
     return None if not done.value.code else str(done.value.code)
@@ -112,7 +112,7 @@ def test_pictures(name, tmp_path, monkeypatch):
     )
     if message is None:
         assert said is None
-        maps = np.load(tmp_path / "out.npz")[str(tmp_path / name)]
+        maps = np.load(tmp_path / "out.npz")[f"{tmp_path / name}/rclip"]
         with Image.open(tmp_path / name) as image:
             size = (
                 image.size if name == "rotated.jpg" else image.size[::-1]

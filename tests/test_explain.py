@@ -11,6 +11,7 @@ import eclip_lib as eclip
 from eclip_lib import cli
 from eclip_lib.commands import explain as command
 
+NETWORK = {"network": "scenes-ViT-32"}
 TEXTS = ["a photo of the star", "a photo of the drop"]
 
 
@@ -25,22 +26,111 @@ def run(*arguments):
     return CliRunner().invoke(cli.app, ["explain", *map(str, arguments)])
 
 
-def test_one_photo(photos):
+def test_one_photo_by_several_methods(photos):
     out, scores, maps = photos / "heat.png", photos / "s.json", photos / "m.npz"
+    methods, name = ["clip", "rclip", "grad_cam"], str(photos / "photo0.jpg")
+    wanted = ["--method", ",".join(methods), "--out", out, "--json", scores, "--npz", maps]
     with pytest.warns(UserWarning, match="mini model"):
-        result = run(photos / "photo0.jpg", *TEXTS, "--out", out, "--json", scores, "--npz", maps)
-    assert result.exit_code == 0 and str(out) in result.output
-    assert Image.open(out).width > 300
-    clip = eclip.load_clip("scenes-ViT-32")
-    assert list(json.loads(scores.read_text())[str(photos / "photo0.jpg")]) == TEXTS
-    saved = np.load(maps)[str(photos / "photo0.jpg")]
-    prepared = clip.preprocess(Image.open(photos / "photo0.jpg"))[None]
-    own = eclip.itsm(eclip.explainer("rclip", clip)(prepared, clip.encode_text(TEXTS)), (60, 90))[0]
-    np.testing.assert_allclose(saved, own, atol=2e-3)
+        result = run(name, *TEXTS, *wanted)
+    assert result.exit_code == 0 and result.output == f"{out}\n"
+    assert Image.open(out).width > 900  # the picture and three maps, and a row a text
+    clip, saved = eclip.load_clip("scenes-ViT-32"), np.load(maps)
+    prepared, text = clip.preprocess(Image.open(name))[None], clip.encode_text(TEXTS)
+    for method in methods:
+        own = eclip.explainer(method, clip)(prepared, text)
+        np.testing.assert_allclose(saved[f"{name}/{method}/grid"], own[0], atol=1e-6)
+        np.testing.assert_allclose(saved[f"{name}/{method}"], eclip.itsm(own, (60, 90))[0], atol=2e-3)
+    features = clip.encode_image(prepared)
+    cosines = eclip.score(features.class_token, text, clip.projection)[0].tolist()
+    assert json.loads(scores.read_text())[name] == pytest.approx(
+        dict(zip(TEXTS, cosines, strict=True)), abs=1e-5
+    )
+    raw = eclip.similarity(features, text, clip.projection)[0].numpy()  # Eq. 4, no more than rounding lost
+    assert (
+        saved[f"{name}/clip/grid"].dtype == np.float32 and abs(saved[f"{name}/clip/grid"] - raw).max() < 1e-6
+    )
+
+
+def test_a_sheet_names_methods_texts_and_the_number(photos, monkeypatch):
+    from eclip_lib import plots
+
+    drawn, sheet = [], plots.sheet
+    monkeypatch.setattr(plots, "sheet", lambda *a, **k: drawn.append(sheet(*a, **k)) or drawn[-1])
+    for method in ("clip", "clip,rclip"):
+        command.run(photos / "photo0.jpg", TEXTS, photos / "s.png", **NETWORK, method=method, alpha=0.3)
+    one, several = ([(ax.get_title(), ax.get_ylabel()) for ax in figure.axes[:-1]] for figure in drawn)
+    said = [f"{text}\nCLIP's cosine 0." for text in TEXTS]
+    assert one[0] == ("picture", "CLIP") and all(
+        a[0].startswith(b) for a, b in zip(one[1:], said, strict=True)
+    )
+    assert [title for title, _ in several[:3]] == ["picture", "CLIP", "RCLIP"]
+    assert all(several[3 * k][1].startswith(said[k]) for k in (0, 1))
+    assert drawn[0].axes[1].images[1].get_alpha() == 0.3
+
+
+def test_bare_overlays_have_the_pictures_size_and_pixels(photos):
+    import matplotlib.pyplot as plt
+
+    look = {"bare": True, "colormap": "cividis", "alpha": 0.4}
+    made = command.run(photos / "photo0.jpg", TEXTS, photos / "o.png", method="clip,rclip", **look, **NETWORK)
+    assert [path.name for path in made] == ["o-clip-1.png", "o-clip-2.png", "o-rclip-1.png", "o-rclip-2.png"]
+    picture, clip = Image.open(photos / "photo0.jpg"), eclip.load_clip("scenes-ViT-32")
+    heat = eclip.map_of(clip, eclip.explainer("clip", clip), picture, TEXTS[1])
+    grey = np.asarray(picture.convert("L"), float)[..., None]
+    slow = 0.6 * grey + 0.4 * 255 * plt.get_cmap("cividis")(heat.numpy())[..., :3]
+    assert abs(np.asarray(Image.open(made[1]), float) - slow).max() < 2.5  # 8 bits, rounded twice
+    (one,) = command.run(photos / "photo1.jpg", TEXTS[:1], photos / "one.jpg", **look, **NETWORK)
+    assert one.name == "one.jpg" and Image.open(one).size == (50, 80)
+    with pytest.raises(ValueError, match="s.pdf: what is written there is a .png file"):
+        command.run(photos / "photo1.jpg", TEXTS, photos / "s.pdf", **look, **NETWORK)
+
+
+def test_a_folder_is_taken_up_where_it_stopped(photos):
+    def again(*options, texts=TEXTS):
+        result = run(photos / "photo*.jpg", *texts, "--out", out, "--json", photos / "s.json", *options)
+        assert result.exit_code == 0, result.exception
+        scores, now = json.loads((photos / "s.json").read_text()), times()
+        return {name for name, time in now.items() if time != before.get(name)}, scores
+
+    times = lambda: {path.name: path.stat().st_mtime_ns for path in out.iterdir()}  # noqa: E731
+    out, before, every = photos / "maps", {}, {"photo0.png", "photo1.png"}
+    made, scores = again()
+    assert made == every
+    before = times()
+    with pytest.warns(UserWarning, match="2 of 2 pictures have their overlays already"):
+        assert again() == (set(), scores)
+    (out / "photo0.png").write_bytes((out / "photo0.png").read_bytes()[:-99])  # cut off
+    before = times()
+    assert again() == ({"photo0.png"}, scores)
+    eclip.load_dataset("scenes")[5].image.save(photos / "photo1.jpg")  # another picture of that name
+    before = times()
+    made, other = again()
+    assert made == {"photo1.png"} and other != scores
+    for changed in (["--alpha", "0.5"], ["--method", "clip"], ["--pretrained", "seed1"], ["--size", "256"]):
+        before = times()
+        assert again(*changed)[0] == every, changed
+    before = times()
+    assert again(*changed, texts=TEXTS[:1])[0] == every
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"alpha": 1.5}, "--alpha is 0 .* not 1.5"),
+        ({"colormap": "inferno2"}, "no colormap 'inferno2'"),
+        ({"batch_size": 0}, "--batch-size is at least 1"),
+        ({"precision": "fp8"}, "precision is 'fp32' or 'bf16'"),
+        ({"method": "clip,gradcam", "network": "nobody's"}, "no method 'gradcam'"),
+        ({"method": "rclip,bi_model", "network": "scenes-RN"}, "bi_model needs a ViT's attention"),
+    ],
+)
+def test_settings_that_do_not_fit(photos, options, message):
+    with pytest.raises(ValueError, match=message):
+        command.run(photos / "photo0.jpg", TEXTS, photos / "o.png", **NETWORK | options)
 
 
 def test_a_folder_and_a_glob_with_every_method(photos):
-    for method in ("clip", "rclip", "grad_cam", "bi_model"):
+    for method in ("clip", "bi_model"):
         out = photos / "maps"  # the last method's overlays may be written over
         assert run(photos / "*.jpg", TEXTS[0], "--method", method, "--out", out).exit_code == 0
         assert sorted(p.name for p in out.iterdir()) == ["photo0.png", "photo1.png"]
@@ -69,18 +159,21 @@ def test_a_folder_of_all_sorts_loses_nothing(photos):
         result = run(photos, TEXTS[0], "--out", out, "--json", out / "s.json", "--npz", out / "m.npz")
     assert result.exit_code and "broken.jpg cannot be read as an image" in str(result.exception)
     assert len(list(out.glob("*.png"))) == 10 == len(json.loads((out / "s.json").read_text()))
-    assert len(np.load(out / "m.npz")) == 11  # and the texts
+    assert len(np.load(out / "m.npz")) == 21  # maps and raw scores, and the texts
     with pytest.raises(ValueError, match="would be written over"):
-        command.run(photos / "*.png", TEXTS, photos, network="scenes-ViT-32", method="clip")
+        command.run(photos / "*.png", TEXTS, photos, **NETWORK)
     assert content(photos) == before
 
 
 def test_pictures_called_as_arrays_are(photos, monkeypatch):
     monkeypatch.chdir(photos)
-    for name, key in {"file": "file", "texts": "./texts"}.items():
+    for name in ("file", "texts"):
         (photos / name).hardlink_to("photo0.jpg")
         assert run(name, *TEXTS, "--npz", "m.npz").exit_code == 0
-        assert np.load("m.npz")[key].std(axis=(1, 2)).min() > 0 and list(np.load("m.npz")["texts"]) == TEXTS
+        assert (
+            np.load("m.npz")[f"{name}/rclip"].std(axis=(1, 2)).min() > 0
+            and list(np.load("m.npz")["texts"]) == TEXTS
+        )
 
 
 def test_a_demo_network_has_a_pair_of_its_own_and_the_help_names_every_method(photos):

@@ -101,10 +101,11 @@ def test_a_method_of_ones_own_and_mistakes_in_others(vit, monkeypatch):
         monkeypatch.setitem(REGISTRY, "own", own)
         heat = eclip.map_of(vit, eclip.explainer("own", vit), picture, TEXTS[0])
         torch.testing.assert_close(heat, eclip.itsm(plain(None, None), (224, 224))[0, 0])
-    cosines, maps = base.scored(vit, eclip.explainer("clip", vit), [picture], text := vit.encode_text(TEXTS))
+    methods, text = {"clip": eclip.explainer("clip", vit)}, vit.encode_text(TEXTS)
+    cosines, maps = base.scored(vit, methods, [picture], text)
     features = vit.encode_image(vit.preprocess(picture)[None])
     torch.testing.assert_close(cosines, eclip.score(features.class_token, text, vit.projection))
-    torch.testing.assert_close(maps, eclip.similarity(features, text, vit.projection))
+    torch.testing.assert_close(maps["clip"], eclip.similarity(features, text, vit.projection))
     for method, wrong, message in (
         ("bi_model", {"layers": "first"}, "'last' or 'all'"),
         ("legrad", {"layers": 5}, "1 to 4"),

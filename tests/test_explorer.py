@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import chromium, free_port
 from PIL import Image
 
 import eclip_lib as eclip
@@ -27,6 +27,8 @@ def test_the_map_follows_every_control(monkeypatch):
     widget = explorer(eclip.load_profile("demo"))
     first, second, shown, said = widget.children
     (image, network), (words, method) = first.children, second.children
+    objects = [option.partition(": ")[2].split(", ") for option in image.options]
+    assert words.value == eclip.PROMPT.format(objects[0][0]) and min(map(len, objects[:3])) > 1
     seen, changes = {shown.value}, [(words, "a photo of the star"), (method, "clip"), (method, "eclip")]
     for control, value in [*changes, (image, image.options[1]), (network, "scenes-RN")]:
         control.value = value
@@ -34,7 +36,7 @@ def test_the_map_follows_every_control(monkeypatch):
         assert said.value.startswith(network.value)
         seen.add(shown.value)
     method.value = "bi_model"
-    assert "needs a ViT" in said.value
+    assert "needs a ViT" in said.value and not shown.value  # no map of what was asked before
     words.value = " "
     assert "type a text" in said.value or "needs a ViT" in said.value
     method.value, words.value = "own", "a zebra"
@@ -93,9 +95,7 @@ def test_a_sheet_shows_outlines_contrasts_and_one_scale_in_rgb(tmp_path):
 def lab(tmp_path):
     """JupyterLab on a copy of notebook 00 -> the notebook's address."""
     shutil.copy(REPOSITORY / "notebooks" / "00_quickstart.ipynb", tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options = (
         "--no-browser --allow-root --ip=127.0.0.1 --IdentityProvider.token= --LabApp.news_url=None".split()
     )
@@ -115,20 +115,13 @@ def lab(tmp_path):
     server.wait(20)
 
 
-@pytest.mark.skipif(
-    not (shutil.which("chromium") and shutil.which("chromedriver")), reason="no chromium here"
-)
-def test_a_text_typed_in_a_browser_changes_the_map(lab):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.ui import WebDriverWait
+def test_a_text_typed_in_a_browser_changes_the_map(tmp_path, request):
+    with chromium(tmp_path) as browser:
+        from selenium.webdriver.common.by import By
+        from selenium.webdriver.common.keys import Keys
+        from selenium.webdriver.support.ui import WebDriverWait
 
-    options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--window-size=1400,1600", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
+        lab = request.getfixturevalue("lab")  # no server where there is no browser
         browser.get(lab)
         wait = WebDriverWait(browser, 120, ignored_exceptions=(Exception,))
         find = lambda css: browser.find_element(By.CSS_SELECTOR, css)  # noqa: E731
@@ -159,5 +152,3 @@ def test_a_text_typed_in_a_browser_changes_the_map(lab):
         time.sleep(1)
         if SCREENSHOT:
             browser.save_screenshot(SCREENSHOT)
-    finally:
-        browser.quit()

@@ -16,7 +16,7 @@ from eclip_lib.files import REPOSITORY, digest
 PAIR = REPOSITORY / "results" / "demo" / "pairs" / "scenes-ViT-32-ECLIP.safetensors"
 
 
-def test_a_folder_holds_the_pair_and_a_card(tmp_path):
+def test_a_folder_holds_the_pair_and_a_card(tmp_path, monkeypatch):
     pair = eclip.Projection.load(PAIR)
     pair.save_pretrained(tmp_path / "pair")
     again = eclip.Projection.from_pretrained(str(tmp_path / "pair"))
@@ -25,6 +25,13 @@ def test_a_folder_holds_the_pair_and_a_card(tmp_path):
     card = (tmp_path / "pair" / "README.md").read_text()
     assert card.startswith("---\n") and "license: mit" in card and "for scenes-ViT-32" in card
     assert all(f"| {name} | `{value}` |" in card for name, value in pair.metadata.items())
+    assert "pipeline_tag: image-segmentation\n" in card
+    assert "](https://arxiv.org/abs/2209.07046)" in card and "[eclip_lib](https://" in card
+    eclip.load_dataset("scenes")[0].image.save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names = {"REPO": "pair"}  # its lines run
+    exec(card.split("```python\n")[1].split("```")[0], names)
+    assert names["heat"].shape == (224, 224) and float(names["heat"].max()) == 1
     with pytest.raises(FileNotFoundError, match="no projection pair"):
         eclip.Projection.from_pretrained(str(tmp_path))
 

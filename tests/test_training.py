@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 import eclip_lib as eclip
 from eclip_lib import feature_cache as caching
 from eclip_lib import files, training
+from eclip_lib.commands.pairs import fitting
 from eclip_lib.datasets.image_text import CocoPairs, CsvPairs, ScenePairs, WebPairs, load_pairs
 from eclip_lib.datasets.pair_views import augmentation
 
@@ -401,6 +402,9 @@ def test_the_schedule_is_warm_up_then_cosine():
         rates[0] == 1e-6 and rates[5] == pytest.approx((1e-6 + 1e-4) / 2) and rates[10] == pytest.approx(1e-4)
     )
     assert rates[55] == pytest.approx((1e-4 + 1e-6) / 2) and rates[100] == pytest.approx(1e-6)
+    # the paper's ten epochs warm up for a tenth, and so does one alone
+    assert [training.learning_rate(step, 100, 100, 1e-4) for step in range(101)] == rates
+    assert training.learning_rate(0, 1, 1, 1e-4) == 1e-4
 
 
 def test_every_row_is_served_once_an_epoch(cached):
@@ -451,6 +455,12 @@ def test_mistakes_are_named(clip, cached):
         training.train_pair(eclip.load_clip("scenes-RN", None), cached, "max")
 
 
+def test_a_training_fits_its_network():
+    paper = {"mask": "vit_base_patch16_224.dino", "epochs": 10, "batch_size": 1024, "lr": 1e-4}  # §4.1
+    assert fitting("ViT-B-16") == paper
+    assert fitting("scenes-RN") == {"mask": "scenes-DINO", "epochs": 20, "batch_size": 256, "lr": 3e-3}
+
+
 def test_eclip_train_makes_a_pair_that_explains(clip, tmp_path):
     from typer.testing import CliRunner
 
@@ -462,6 +472,9 @@ def test_eclip_train_makes_a_pair_that_explains(clip, tmp_path):
     assert result.exit_code == 0, result.output
     trained = eclip.load_clip("scenes-ViT-32")
     pair = eclip.Projection.load(out, trained)
+    settings = json.loads(pair.metadata["settings"])
+    assert (settings["epochs"], settings["batch_size"], settings["lr"]) == (2, 4, 3e-3)  # the demo's rate
+    assert "scenes-DINO" in pair.metadata["mask"]
     assert pair.metadata["pooling"] == "masked_max:mask" and out.with_suffix(".csv").exists()
     maps = eclip.explainer("eclip", trained, projection=pair)(
         torch.randn(1, 3, 224, 224), trained.encode_text("a photo of the star")

@@ -4,28 +4,32 @@ import itertools
 import os
 import warnings
 import zipfile
+from json import dumps, loads
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
-from .. import files, plots
-from ..datasets import scenes
+from .. import files, plots, viewer
 from ..datasets.base import read_image
 from ..datasets.tars import PICTURES
-from ..explainers import explainer, scored
-from ..method import itsm
+from ..explainers import require
 from ..networks import demo
 from ..networks.checkpoints import files_of
 from ..networks.loading import load_clip
-from ..projection import Projection
 from . import outputs
 
 DEFAULT = Path("heat.png")  # the overlay that nobody named
-MARK = "eclip explain"  # what overlays are known by
-WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
+MARK, NOTE = "eclip explain", "eclip"  # what a PNG says of itself: that it is an overlay, and what made it
+PIXELS = (".png", ".jpg", ".jpeg", ".webp")
+WRITABLE = (*PIXELS, ".pdf", ".svg")
+DRAWN_BY = ("method.py", "networks", "explainers", "plots.py", "viewer.py", "commands/explain.py")
+
+
+# ---------------------------------------------------------------------- what is read, what is written
 
 
 def pictures(photo):
@@ -35,14 +39,12 @@ def pictures(photo):
     if path.is_file():
         return [path]
     found = path.iterdir() if path.is_dir() else itertools.chain(*files.matching(photo).values())
-    found = sorted(p for p in found if not p.is_dir() and not p.name.startswith("."))
-    good = [p for p in found if p.suffix.lower().lstrip(".") in PICTURES and p.is_file()]
+    found = sorted(p for p in found if p.is_file() and not p.name.startswith("."))
+    good = [p for p in found if p.suffix.lower().lstrip(".") in PICTURES]
     others = [p.name for p in found if p not in good]
     if others:
         warnings.warn(
-            f"left out, no pictures by their names or what they lead to: {len(others)} files "
-            f"({files.few(others)})",
-            stacklevel=2,
+            f"left out, no pictures by their names: {len(others)} files ({files.few(others)})", stacklevel=2
         )
     if not good:
         raise FileNotFoundError(
@@ -51,19 +53,19 @@ def pictures(photo):
     return good
 
 
-def targets(paths, out):
-    """Where each picture's overlay goes -> ({picture: target}, whether the user named it). `out`: a file, or
-    a folder for several."""
+def targets(paths, out, kinds=WRITABLE, parts=("",)):
+    """Where each picture's overlays go -> ({picture: [a target for each of `parts`, the ends of their
+    names]}, whether the user named it). `out`: a file, or a folder for several."""
     out = files.place(out)
-    if not out.is_dir() and out.suffix.lower().lstrip(".") in (*PICTURES, "json", "npz"):
-        out = outputs.named(out, *WRITABLE)
+    if not out.is_dir() and out.suffix.lower().lstrip(".") in (*PICTURES, "json", "npz", "pdf", "svg"):
+        out = outputs.named(out, *kinds)
     is_file = out.suffix.lower() in WRITABLE and not out.is_dir()
-    if is_file and len(paths) == 1 and out != DEFAULT:
-        return {paths[0]: out}, True
+    if is_file and len(paths) == 1 == len(parts) and out != DEFAULT:
+        return {paths[0]: [out]}, True
     stem, folder, suffix = (f"{out.stem}-", out.parent, out.suffix) if is_file else ("", out, ".png")
-    names = [folder / f"{stem}{word}{suffix}" for word in _words(paths)]
-    names = [out] if is_file and len(paths) == 1 else names
-    return dict(zip(paths, names, strict=True)), False
+    words = [out.stem] if is_file and len(paths) == 1 else [f"{stem}{word}" for word in _words(paths)]
+    places = [[folder / f"{word}{part}{suffix}" for part in parts] for word in words]
+    return dict(zip(paths, places, strict=True)), False
 
 
 def _words(paths):
@@ -76,51 +78,58 @@ def _words(paths):
     return next(words for words in kinds if len({word.casefold() for word in words}) == len(paths))
 
 
-def open_method(network, method, pretrained="default", projection=None, device="cpu", size=None):
-    """-> (`Clip`, explainer). `projection`: a trained pair, for "eclip"; a demo network has its own. Raises
-    ValueError where method and projection do not fit each other or the network."""
-    if method == "eclip" and projection is None and network in demo.NETWORKS and pretrained == "default":
-        projection = files.REPOSITORY / "results" / "demo" / "pairs" / f"{network}-ECLIP.safetensors"
-    if (method == "eclip") != (projection is not None):
-        raise ValueError("method eclip needs --projection, a trained pair; no other method takes one")
-    clip = load_clip(network, pretrained, device, size)
-    options = {"projection": Projection.find(projection, clip)} if projection else {}
-    return clip, explainer(method, clip, **options)
+def _parts(methods, texts):
+    """The end of a bare overlay's name, for each method and text: what tells it from the others."""
+    of_method = [f"-{method}" if len(methods) > 1 else "" for method in methods]
+    of_text = [f"-{k}" if len(texts) > 1 else "" for k in range(1, len(texts) + 1)]
+    return ["".join(both) for both in itertools.product(of_method, of_text)]
 
 
-def explain(paths, texts, clip, explain_method, batch_size=16):
-    """Yields (path, image, scores [T], maps [T, H, W]) for every picture, or (path, the error) for one that
-    cannot be read.
-
-    scores: CLIP's own cosines (Eq. 3), the same for every method; maps: Eq. 5, at the picture's own size."""
-    text = clip.encode_text(texts)
-    with tqdm(total=len(paths), desc="explaining", unit="picture", disable=len(paths) == 1 or None) as bar:
-        for start in range(0, len(paths), batch_size):
-            batch = []
-            for path in paths[start : start + batch_size]:
-                try:
-                    batch.append((path, read_image(path)))
-                except (ValueError, OSError) as error:
-                    yield path, error
-            if batch:
-                scores, cells = scored(clip, explain_method, [image for _, image in batch], text)
-                for k, (path, image) in enumerate(batch):
-                    yield path, image, scores[k], itsm(cells[k : k + 1], image.size[::-1])[0].cpu()
-            bar.update(min(batch_size, len(paths) - start))
+def write_npz(path, arrays):
+    """np.savez_compressed, which takes no array called "file"."""
+    with files.replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array)
 
 
-def limits(network):
-    """One sentence for a demo network on what it can and cannot know; None for the others."""
-    if network not in demo.NETWORKS:
-        return None
-    return (
-        f"{network} is a mini model of this repository's rendered scenes: it knows "
-        f"{', '.join(scenes.CLASSES)} there, mostly by "
-        "their colours, and nothing of photographs; --network ViT-B-16 loads OpenAI's CLIP"
-    )
+# ---------------------------------------------------------------------- overlays
 
 
-def _require_texts(texts):
+def _note_of(path):
+    """What a PNG overlay says of what made it; {} of any other file, or of one that is cut off."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return loads(image.info[NOTE])
+    except Exception:
+        return {}
+
+
+def _draw(view, places, about, bare, colormap, alpha):
+    """Write a picture's overlays: one sheet, or with `bare` one of the picture's own size for each method and
+    text."""
+    about, exif = {"Software": MARK, NOTE: dumps(about)}, Image.Exif()
+    exif[ExifTags.Base.Software] = MARK
+    for place, heat in zip(places, itertools.chain(*view.maps.values()) if bare else [None], strict=True):
+        kind = place.suffix.lstrip(".").lower()
+        with files.replacing(place) as partial:
+            if bare:
+                note = PngInfo()
+                for name, said in about.items():
+                    note.add_text(name, said)
+                kind = "jpeg" if kind == "jpg" else kind
+                plots.blended(view.image, heat, colormap, alpha).save(
+                    partial, kind, pnginfo=note, quality=95, exif=exif
+                )
+            else:
+                vector = {"metadata": {"Creator": MARK}}
+                marked = {"png": {"metadata": about}, "pdf": vector, "svg": vector}
+                view.save(partial, kind, colormap, alpha, **marked.get(kind, {"pil_kwargs": {"exif": exif}}))
+
+
+def require_texts(texts):
+    """Raise ValueError where there is none, or one that is empty, no text or a file."""
     if not texts or any(not text.strip() for text in texts):
         raise ValueError("give at least one text, and none that is empty")
     for number, text in enumerate(texts, 1):
@@ -130,58 +139,112 @@ def _require_texts(texts):
             raise ValueError(f"{text} is a file, not a text; quote a glob of pictures, or give their folder")
 
 
-def run(photo, texts, out, json=None, npz=None, **options):
-    """What the command does: one overlay sheet a picture, scores as JSON, maps as npz -> the overlays' paths.
+def _require_look(alpha, colormap, batch_size):
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"--alpha is 0 (the picture alone) to 1 (the map alone), not {alpha}")
+    if colormap not in plt.colormaps():
+        raise ValueError(
+            f"no colormap {files.few([colormap])!r}; matplotlib's are coolwarm, cividis, magma, …"
+        )
+    if batch_size < 1:
+        raise ValueError(f"--batch-size is at least 1 picture, not {batch_size}")
 
-    A picture that cannot be read does not cost the others: it is named in a ValueError at the end, when all
-    else is written."""
-    _require_texts(texts)
-    paths = pictures(photo)
-    places, typed = targets(paths, out)
+
+def open_methods(network, methods, pretrained="default", projection=None, **options):
+    """-> (`Clip`, {method: explainer}). `projection`: a trained pair, for "eclip"; a demo network has its
+    own. options: of `load_clip`. Raises ValueError where a method and the pair do not fit each other or the
+    network."""
+    own = network in demo.NETWORKS and pretrained == "default"
+    if ("eclip" in methods) < bool(projection) or ("eclip" in methods and not (own or projection)):
+        raise ValueError("method eclip needs --projection, a trained pair; no other method takes one")
+    for method in methods:
+        require(method)
+    clip = load_clip(network, pretrained, **options)
+    pair = viewer.pair_of(clip, projection) if "eclip" in methods else None
+    explainers, refused = viewer.fitting(clip, methods, pair)
+    if refused:
+        raise ValueError("; ".join(refused.values()))
+    return clip, explainers
+
+
+def explain(paths, texts, clip, explainers, batch_size=16):
+    """Yields (path, `View`) of every picture, or (path, the error) of one that cannot be read."""
+    with tqdm(total=len(paths), desc="explaining", unit="picture", disable=len(paths) < 2 or None) as bar:
+        for start in range(0, len(paths), batch_size):
+            batch = []
+            for path in paths[start : start + batch_size]:
+                try:
+                    batch.append((path, read_image(path)))
+                except (ValueError, OSError) as error:
+                    yield path, error
+            if batch:
+                paths_of, images = zip(*batch, strict=True)
+                yield from zip(paths_of, viewer.views(clip, explainers, images, texts), strict=True)
+            bar.update(min(batch_size, len(paths) - start))
+
+
+def run(
+    photo,
+    texts,
+    out,
+    json=None,
+    npz=None,
+    method="rclip",
+    bare=False,
+    alpha=plots.ALPHA,
+    colormap=plots.CMAP,
+    batch_size=16,
+    **options,
+):
+    """What the command does: overlays of every picture, scores as JSON, maps as npz -> the overlays' paths.
+
+    method: one or several, separated by commas. A PNG that the same picture, texts, weights, methods and look
+    made is not made again (with `npz` its maps are). A picture that cannot be read does not cost the others:
+    it is named in a ValueError at the end, when all else is written."""
+    require_texts(texts)
+    _require_look(alpha, colormap, batch_size)
+    paths, methods = pictures(photo), list(dict.fromkeys(word.strip() for word in method.split(",")))
+    places, typed = targets(
+        paths, out, PIXELS if bare else WRITABLE, _parts(methods, texts) if bare else ("",)
+    )
     json, npz = json and outputs.named(json, ".json"), npz and outputs.named(npz, ".npz")
     weights = files_of(options.get("pretrained"), options.get("projection"))
-    sheets = dict.fromkeys(places.values(), MARK)
-    wanted = [*(sheets if typed else ()), *filter(None, (json, npz))]
-    outputs.require_free(wanted, [*paths, *weights], {} if typed else sheets)
-    clip, method = open_method(**options)
-    made, scores, arrays, broken = [], {}, {}, []
-    for path, image, *found in explain(paths, texts, clip, method):
-        if not found:
-            broken.append(image)
+    overlays = dict.fromkeys(itertools.chain(*places.values()), MARK)
+    wanted = [*(overlays if typed else ()), *filter(None, (json, npz))]
+    outputs.require_free(wanted, [*paths, *weights], {} if typed else overlays)
+    if said := viewer.limits(options["network"]):
+        warnings.warn(said, stacklevel=2)
+    clip, explainers = open_methods(methods=methods, **options)
+    identities = [getattr(explainer, "identity", None) for explainer in explainers.values()]
+    settings = [texts, clip.identity, identities, bare, alpha, colormap, files.code_digest(*DRAWN_BY)]
+    made, scores, arrays, broken = {}, {}, {}, []
+    keys = {path: files.digest([files.digest(path), settings]) for path in paths if os.access(path, os.R_OK)}
+    for path, key in keys.items() if all(identities) else ():
+        notes = [_note_of(place) for place in places[path]]
+        if all(note.get("key") == key for note in notes):
+            made[path], scores[path] = places[path], notes[0]["cosines"]
+    if made:
+        said = f"{len(made)} of {len(paths)} pictures have their overlays already, of the same settings"
+        warnings.warn(said, stacklevel=2)
+    for path, view in explain(
+        [p for p in paths if npz or p not in made], texts, clip, explainers, batch_size
+    ):
+        if isinstance(view, Exception):
+            broken.append(view)
             continue
-        cosines, heat = found
-        titles = ["picture", *(f"{plots.literally(t)}\n{c:.3f}" for t, c in zip(texts, cosines, strict=True))]
-        figure = plots.sheet([(image, [None, *heat])], titles, size=3)
-        with files.replacing(places[path]) as partial:
-            kind = places[path].suffix.lstrip(".").lower()
-            figure.savefig(partial, dpi=110, bbox_inches="tight", format=kind, **_marked(kind))
-        plt.close(figure)
-        made.append(places[path])
-        scores[str(path)] = {
-            text: round(float(cosine), 6) for text, cosine in zip(texts, cosines, strict=True)
-        }
-        name = os.fsencode(path).decode("utf-8", "replace")
-        arrays["./texts" if name == "texts" else name] = heat.numpy().astype(np.float16)
+        scores[path] = [round(float(cosine), 6) for cosine in view.cosines]
+        if path not in made:
+            about = {"key": keys[path], "cosines": scores[path]}
+            _draw(view, places[path], about, bare, colormap, alpha)
+            made[path] = places[path]
+        if npz:
+            arrays |= view.arrays(os.fsencode(path).decode("utf-8", "replace"))
     if json:
-        files.write(json, files.as_json(scores))
+        every = {str(path): dict(zip(texts, scores[path], strict=True)) for path in paths if path in scores}
+        files.write(json, files.as_json(every))
     if npz:
         write_npz(npz, {**arrays, "texts": np.array(texts)})
     if broken:
         rest = f" (and {len(broken) - 1} more of {len(paths)})" if len(broken) > 1 else ""
         raise ValueError(f"{broken[0]}{rest}")
-    return made
-
-
-def _marked(kind):
-    """Options of a figure's `savefig` by which it bears the mark of overlays."""
-    exif = Image.Exif()
-    exif[ExifTags.Base.Software] = MARK
-    return {"metadata": {"Creator": MARK}} if kind in ("pdf", "svg") else {"pil_kwargs": {"exif": exif}}
-
-
-def write_npz(path, arrays):
-    """np.savez_compressed, which takes no array called "file"."""
-    with files.replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, array)
+    return [place for path in paths if path in made for place in made[path]]

@@ -23,7 +23,11 @@ ProfileOption = Annotated[
     str, about("demo, photos, paper-quick, paper, or the path of a YAML file of that form")
 ]
 PAIR = "a trained pair for eclip: a file, a folder of pairs, or a name on the hub"
+NetworkOption = Annotated[str, about("an open_clip model name, or a demo network")]
+Pretrained = Annotated[str, about("an open_clip tag or a checkpoint")]
+Device = Annotated[str, about("cpu, cuda, cuda:1, …; auto is a GPU where there is one")]
 Projected = Annotated[str | None, about(PAIR)]
+Size = Annotated[str | None, about("the network's input, e.g. 336 or 336x448, in place of its own square")]
 Out = Annotated[str | None, about("folder of the run; default runs/<profile>")]
 SETTINGS = {  # of a profile, each an option that replaces the profile's own
     "networks": (str, "comma-separated; replaces the profile's"),
@@ -84,6 +88,15 @@ def _set(words):
             )
         found[outer] = found.get(outer, {}) | {inner: value} if inner else value
     return found
+
+
+def device_of(word):
+    """ "auto" is a GPU where torch sees one, else the CPU; any other word is itself."""
+    if word != "auto":
+        return word
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def size_of(text):

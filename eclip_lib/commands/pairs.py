@@ -12,10 +12,11 @@ import torch.distributed as dist
 from .. import files
 from ..datasets.image_text import load_pairs
 from ..feature_cache import cache_features
+from ..networks import demo
 from ..networks.attention import load_attention
 from ..networks.checkpoints import files_of
 from ..networks.loading import load_clip
-from ..profiles import Processes, Seed, Training, built
+from ..profiles import Processes, Seed, Training, built, read_settings
 from ..training import require_trainable, train_pair
 from . import cluster, outputs
 
@@ -39,12 +40,21 @@ class Wanted(Training):
         return self.model_dump(include={"epochs", "batch_size", "lr", "weight_decay", "seed", "init"})
 
 
+def fitting(network):
+    """What fits a network -> the mask, epochs, batch_size and lr of the demo's profile for a demo network, of
+    the paper's for any other."""
+    settings = read_settings("demo" if network in demo.NETWORKS else "paper", {})[1]
+    mask = [*settings["masks"].values()][-1]
+    return {"mask": mask, **{name: settings["training"][name] for name in ("epochs", "batch_size", "lr")}}
+
+
 def train(data, out, model, cache="runs/cache", **wanted):
     """Train and save a pair -> one line of words (empty on every rank but the first).
 
-    model: network, pretrained, device. wanted: of `Wanted`. Raises ValueError, OSError before any work where
+    model: network, pretrained, device. wanted: of `Wanted`; what is None is `fitting`'s. Raises ValueError, OSError before any work where
     a setting is out of range, or an output would replace an input or cannot be written."""
-    wanted = built(Wanted, wanted, "train")
+    usual = fitting(model["network"]) | ({} if wanted["pooling"] == "masked_max" else {"mask": None})
+    wanted = built(Wanted, {k: usual.get(k) if v is None else v for k, v in wanted.items()}, "train")
     masked = wanted.pooling == "masked_max"
     if not masked and (wanted.mask or wanted.mask_checkpoint):
         raise ValueError(
@@ -58,9 +68,7 @@ def train(data, out, model, cache="runs/cache", **wanted):
 
     def load():
         checkpoint = None if wanted.mask_checkpoint == "random" else wanted.mask_checkpoint or "default"
-        own = model["network"].startswith("scenes-")
-        mask = wanted.mask or ("scenes-DINO" if own else "vit_base_patch16_224.dino")
-        masks = {"mask": load_attention(mask, checkpoint, model["device"])} if masked else {}
+        masks = {"mask": load_attention(wanted.mask, checkpoint, model["device"])} if masked else {}
         return load_clip(**model), masks
 
     clip, masks = load()

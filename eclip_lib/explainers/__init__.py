@@ -25,6 +25,7 @@ __all__ = [
     "map_of",
     "maps",
     "named",
+    "require",
     "scored",
 ]
 
@@ -72,12 +73,17 @@ def named(method: str) -> str:
     return about(method).name if method in REGISTRY else method
 
 
+def require(method: str):
+    """Raise ValueError for an unknown method."""
+    if method not in REGISTRY:
+        raise ValueError(f"no method {files.few([method])!r}; there are {', '.join(REGISTRY)}")
+
+
 def explainer(method: str, clip, **options) -> Callable:
     """The explainer `method` (a key of `REGISTRY`) of a loaded `Clip`; options: eclip takes projection=,
     bi_model and legrad layers=, clip_surgery redundant=. Raises ValueError for an unknown method, or one that does not fit the
     network."""
-    if method not in REGISTRY:
-        raise ValueError(f"no method {files.few([method])!r}; there are {', '.join(REGISTRY)}")
+    require(method)
     entry = REGISTRY[method]
     if not isinstance(
         entry, Method

@@ -98,11 +98,12 @@ def once_an_image(begin, images, index):
 
 
 @torch.no_grad()
-def scored(clip, explain: Callable, images, text: torch.Tensor):
-    """Pictures (PIL) and F_t [T, Ct] -> (CLIP's own cosines [B, T] (Eq. 3), maps before Eq. 5 [B, T, h,
-    w])."""
+def scored(clip, explainers: dict[str, Callable], images, text: torch.Tensor):
+    """Pictures (PIL) and F_t [T, Ct] -> (CLIP's own cosines [B, T] (Eq. 3), {method: maps before Eq. 5 [B, T,
+    h, w]}), on the CPU."""
     shared = _prepared(clip, images)
-    return score(shared.features.class_token, text, clip.projection).cpu(), every_map(explain, shared, text)
+    cells = {method: every_map(explain, shared, text).cpu() for method, explain in explainers.items()}
+    return score(shared.features.class_token, text, clip.projection).cpu(), cells
 
 
 @torch.no_grad()

@@ -6,34 +6,22 @@ import warnings
 from functools import cache
 
 import ipywidgets as widgets
-import matplotlib.pyplot as plt
-from PIL import Image
-from skimage import data as photos
 
-from .. import plots
-from ..datasets import examples
-from ..explainers import REGISTRY, about, explainer, named, scored
-from ..method import itsm
+from .. import viewer
+from ..explainers import REGISTRY, about, explainer
 from ..networks import checkpoints, demo
 from ..networks.clip import PROMPT
 
-PHOTOS = {
-    "astronaut": "a photo of the astronaut",
-    "chelsea": "a photo of the cat",
-    "coffee": "a photo of the cup",
-    "rocket": "a photo of the rocket",
-}
+PHOTOS = {name: PROMPT.format(names[0]) for name, names in viewer.PHOTOS.items()}
 
 
 def pictures(run, count=3):
-    """{name: PIL image}: a few of each dataset of the run, and scikit-image's photos where a network may know
-    photographs."""
+    """{what it is: (PIL image, texts that are in it)}: a few of each dataset of the run, and scikit-image's
+    photos where a network may know photographs."""
     found = {}
     for name in run.datasets:
-        found |= {f"{name}, {e.image_id}": e.image for e in examples(run.load_dataset(name), count)}
-    if set(run.networks) - set(demo.NETWORKS):
-        found |= {name: photograph(name) for name in PHOTOS}
-    return found
+        found |= viewer.several(run.load_dataset(name), count)
+    return found | (viewer.photographs() if set(run.networks) - set(demo.NETWORKS) else {})
 
 
 def typical(run, clip, name, percentiles=(25, 50, 75)):
@@ -62,52 +50,55 @@ def photo_networks(run):
 
 
 def photograph(name):
-    return Image.fromarray(getattr(photos, name)())
+    return viewer.photographs()[name][0]
 
 
 def explain_one(clip, image, text, method, projection=None):
     """One image and text -> (CLIP's cosine, map [H, W]). Raises ValueError for an empty text."""
+    view = _view(clip, image, text, method, projection)
+    return float(view.cosines), view.maps[method][0]
+
+
+def _view(clip, image, text, method, pair):
     if not text.strip():
         raise ValueError("type a text")
-    explain = explainer(method, clip, **({"projection": projection} if method == "eclip" else {}))
-    cosines, cells = scored(clip, explain, [image], clip.encode_text([text]))
-    return float(cosines), itsm(cells, image.size[::-1])[0, 0].cpu()
+    made, refused = viewer.fitting(clip, [method], pair)
+    if refused:
+        raise ValueError(refused[method])
+    return viewer.views(clip, made, [image], [text])[0]
 
 
 def draw(run, clip, image, text, method):
     """The image, and beside it the map of a text over it, as JPEG bytes. Raises ValueError where the method
     does not fit the network."""
-    pair = run.load_pair(clip) if method == "eclip" else None
-    cosine, heat = explain_one(clip, image, text, method, pair)
-    figure = plots.sheet(
-        [(image, [None, heat])],
-        ["", f"{named(method)}: {plots.literally(text)} (cosine {cosine:.2f})"],
-        size=3,
+    view, buffer = (
+        _view(clip, image, text, method, run.load_pair(clip) if method == "eclip" else None),
+        io.BytesIO(),
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="jpeg", dpi=90, bbox_inches="tight", pil_kwargs={"quality": 85})
-    plt.close(figure)
+    view.save(buffer, "jpeg", dpi=90, pil_kwargs={"quality": 85})
     return buffer.getvalue()
 
 
 def explorer(run, text=None):
     """The widget (`ipywidgets.VBox`): image, text, method and network, the map, and a line for what went
-    wrong. Without a live kernel it shows nothing; `draw` gives the same picture."""
+    wrong. It opens on a text that is in the first image. Without a live kernel it shows nothing; `draw` gives
+    the same picture."""
     images, load = pictures(run), cache(run.load_clip)
-    text = text or PROMPT.format(run.load_dataset(run.datasets[0]).classes[0])
-    image = widgets.Dropdown(options=list(images), description="image")
-    words = widgets.Text(value=text, description="text", continuous_update=False)
+    first, (_, texts) = next(iter(images.items()))
+    image = widgets.Dropdown(options=list(images), value=first, description="image")
+    words = widgets.Text(value=text or texts[0], description="text", continuous_update=False)
     titles = [(about(name).title, name) for name in REGISTRY]
     method = widgets.Dropdown(options=titles, value="rclip", description="method")
     network = widgets.Dropdown(options=run.networks, description="network")
     shown, said = widgets.Image(format="jpeg"), widgets.Label()
 
     def follow(_=None):
-        said.value = "…"
+        shown.value, said.value = b"", "…"  # no map of what was asked before
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                shown.value = draw(run, load(network.value), images[image.value], words.value, method.value)
+                picture = images[image.value][0]
+                shown.value = draw(run, load(network.value), picture, words.value, method.value)
             notes = [str(w.message) for w in caught if w.category is UserWarning]
             said.value = "; ".join([f"{network.value}, {method.value}: “{words.value}”", *notes])
         except (ValueError, FileNotFoundError) as error:

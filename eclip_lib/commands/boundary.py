@@ -1,0 +1,33 @@
+"""The boundary of the command line: a warning becomes a note, whatever goes wrong one sentence."""
+
+import os
+import re
+import sys
+
+said: set[str] = set()
+
+
+def note(message, category, filename, lineno, file=None, line=None):
+    if issubclass(category, UserWarning) and (text := f"note: {message}") not in said:
+        said.add(text)
+        print(text, file=sys.stderr)
+
+
+def sentence(error):
+    """What a user reads: the sentence of a mistake; of anything else its kind and first line, and how to see
+    more."""
+    line = " ".join(str(error).split())
+    if hasattr(error, "format_message"):  # of the command line's words; empty where help was shown
+        line, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
+        return line and f"{line[:200]}; see {context.command_path if context else 'eclip'} --help"
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | os.PathLike):
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError | OSError):
+        return line if len(line) < 300 else re.sub(r"(\S{30})\S{40,}(\S{30})", r"\1…\2", line)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory: run with a smaller --batch-size, or with --device cpu"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed; pip install 'eclip-lib[notebooks]' has all that commands need"
+    return (
+        f"an unexpected {type(error).__name__}: {line[:250]}; run it with --debug to see where, and report it"
+    )
