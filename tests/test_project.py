@@ -42,9 +42,7 @@ def test_every_package_is_pinned_and_has_a_floor_and_tests_install_them_all():
 
 def test_the_core_imports_without_the_extras():
     """What runs notebooks needs what runs notebooks, and nothing else needs an extra to be imported."""
-    extras = (
-        "pycocotools sklearn scipy pytorch_grad_cam torchmetrics braceexpand webdataset ray gradio skimage"
-    )
+    extras = "pycocotools sklearn scipy pytorch_grad_cam torchmetrics braceexpand webdataset ray gradio skimage seaborn"
     notebooks = "papermill nbformat nbconvert ipywidgets IPython ipykernel matplotlib_inline"
     code = f"""
 import importlib, pkgutil, sys

@@ -162,19 +162,15 @@ def verdict(seeds, steps, masks):
 def loss_figure(losses, chance):
     """Training loss by epoch, one panel a network, one line a pooling (mean over seeds). losses: a
     DataFrame a training; chance: ln of the batch size."""
-    networks = pd.concat(losses, ignore_index=True).groupby("network", sort=False)
-    size = 3.2 * len(networks), 2.6
-    figure, axes = plt.subplots(
-        1, len(networks), figsize=size, sharey=True, squeeze=False, layout="constrained"
-    )
-    for ax, (network, part) in zip(axes[0], networks, strict=True):
-        for pooling, curve in part.groupby("pooling", sort=False):
-            ax.plot(curve.groupby("epoch")["loss"].mean(), label=pooling)
+    import seaborn as sns  # of the extra `notebooks`
+
+    losses = pd.concat(losses, ignore_index=True)
+    shape = {"col": "network", "kind": "line", "height": 2.6, "aspect": 1.2}
+    grid = sns.relplot(losses, x="epoch", y="loss", hue="pooling", errorbar=None, **shape)
+    grid.set(ylim=(0, None)).set_titles("{col_name}")
+    for ax in grid.axes.flat:
         ax.axhline(chance, color="gray", linestyle=":")
-        ax.set(title=network, xlabel="epoch", ylim=(0, None))
-    axes[0, 0].set_ylabel("loss")
-    axes[0, -1].legend(title="pooling", frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+    return grid.figure
 
 
 def wide(result):
