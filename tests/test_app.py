@@ -54,10 +54,15 @@ def test_a_method_that_does_not_fit_is_named_with_the_reason(desk, photo):
     fitting, others = desk.methods("scenes-RN")
     fitting = {method for _, method in fitting}
     assert {"clip", "rclip", "eclip", "grad_cam"} <= fitting and "bi_model" not in fitting
-    assert all(f"{method} needs a ViT" in others for method in ("bi_model", "legrad", "gem"))
+    assert all(
+        f"{method} reads the attention of OpenAI's ViTs" in others for method in ("bi_model", "legrad", "gem")
+    )
     assert len(others.splitlines()) == len(REGISTRY) - len(fitting)
     *_, notes = desk.show(str(photo), TEXTS[0], "scenes-RN", ["bi_model", "clip"])
-    assert "bi_model needs a ViT's attention; scenes-RN is none" in notes
+    assert (
+        "bi_model reads the attention of OpenAI's ViTs, pooled by their class token; scenes-RN is none"
+        in notes
+    )
     foreign = app.Desk(projection=REPOSITORY / PAIR, device="cpu")
     assert "was made for scenes-RN" in foreign.methods("scenes-ViT-32")[1]
 
@@ -69,7 +74,7 @@ def test_a_method_that_does_not_fit_is_named_with_the_reason(desk, photo):
         ({"texts": None}, "at least one text"),
         ({"picture": None}, "choose a picture"),
         ({"methods": []}, "choose a method"),
-        ({"methods": ["gem"], "network": "scenes-RN"}, "gem needs a ViT"),
+        ({"methods": ["gem"], "network": "scenes-RN"}, "gem reads the attention of OpenAI's ViTs"),
         ({"network": "nobody's"}, "no network"),
         ({"picture": __file__}, "test_app.py cannot be read as an image"),
     ],
@@ -160,6 +165,6 @@ def test_a_picture_dropped_in_a_browser_is_explained(photo, tmp_path, request):
         find("input[aria-label=network]")[0].click()
         until(lambda _: [o for o in find("[role=option]") if o.text.strip().endswith("scenes-RN")])[0].click()
         refused = "methods that do not fit this network"
-        until(lambda _: "bi_model needs a ViT" in box(refused).get_property("value"))
+        until(lambda _: "bi_model reads the attention of OpenAI's ViTs" in box(refused).get_property("value"))
         assert len(find("input[type=checkbox]")) < len(REGISTRY)
         assert Path(tmp_path / "log").read_text().count("Traceback") == 0

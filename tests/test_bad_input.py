@@ -407,7 +407,7 @@ scores in a folder that is not there | Explain --json {}/new/s.json --npz {}/oth
 an unknown network | Explain --network ViT-B-61 | no network 'ViT-B-61'; near: .*ViT-B-16
 an unknown method | Explain --method gradcam | no method 'gradcam'
 a method of 10,000 characters | Explain --method "{long}" | no method 'circle .*'; there are clip, rclip
-a checkpoint of 10,000 characters | Explain --pretrained "{long}" | no bundled checkpoint 'circle .*'; it has seed0
+a checkpoint of 10,000 characters | Explain --pretrained "{long}" | no bundled checkpoint 'circle .*'; it has scratch, seed0
 a method that needs a pair | Explain --pretrained {}/other.safetensors --method eclip | needs --projection
 a pair for a method without | Explain --projection {}/pair.safetensors | no other method takes one
 a pair of another | Explain --network scenes-RN --method eclip --projection {}/pair.safetensors | made for
@@ -549,7 +549,7 @@ a run over the notebooks | reproduce --figure 5 --out {repository} | 05_mmp_trai
 a run among the notebooks | reproduce --figure 5 --out {repository}/notebooks | lies in the repository's own notebooks
 a run among the results | reproduce --figure 5 --out {repository}/results/mine | lies in the repository's own results
 a run over a stranger's figure | reproduce --figure 5 --out {}/theirs | mmp_losses.png is there, but no run.json
-a run in a link to itself | reproduce --figure 5 --out {}/link | link: Too many levels of symbolic links
+a run in a link to itself | reproduce --figure 5 --out {}/link | link.*: Too many levels of symbolic links
 a run promoted onto itself | promote --partial --out {}/run --into {}/run | table_1.csv is an input and would be
 a run promoted over a stranger's | promote --partial --out {}/run --into {}/theirs | no run.json beside it
 a figure nobody makes | reproduce --figure 77 | no notebook makes figure_77
@@ -610,7 +610,9 @@ def test_a_configuration_counts_beside_its_own_weights_and_a_pair_for_its_activa
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "jpeg", "webp", "pdf", "svg"])
 def test_an_overlay_of_any_kind_is_known_again(kind, tmp_path):
-    plt.figure(figsize=(1, 1)).savefig(tmp_path / "o", format=kind, **explain._marked(kind))
+    plt.figure(figsize=(1, 1)).savefig(
+        tmp_path / "o", format=kind, **explain._marked(kind, {"Software": explain.MARK})
+    )
     outputs.require_free([], unnamed={tmp_path / "o": explain.MARK})
     plt.close("all")
 

@@ -121,7 +121,10 @@ def test_a_folder_is_taken_up_where_it_stopped(photos):
         ({"batch_size": 0}, "--batch-size is at least 1"),
         ({"precision": "fp8"}, "precision is 'fp32' or 'bf16'"),
         ({"method": "clip,gradcam", "network": "nobody's"}, "no method 'gradcam'"),
-        ({"method": "rclip,bi_model", "network": "scenes-RN"}, "bi_model needs a ViT's attention"),
+        (
+            {"method": "rclip,bi_model", "network": "scenes-RN"},
+            "bi_model reads the attention of OpenAI's ViTs",
+        ),
     ],
 )
 def test_settings_that_do_not_fit(photos, options, message):

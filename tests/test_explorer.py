@@ -36,9 +36,11 @@ def test_the_map_follows_every_control(monkeypatch):
         assert said.value.startswith(network.value)
         seen.add(shown.value)
     method.value = "bi_model"
-    assert "needs a ViT" in said.value and not shown.value  # no map of what was asked before
+    assert (
+        "reads the attention of OpenAI's ViTs" in said.value and not shown.value
+    )  # no map of what was asked before
     words.value = " "
-    assert "type a text" in said.value or "needs a ViT" in said.value
+    assert "type a text" in said.value or "reads the attention of OpenAI's ViTs" in said.value
     method.value, words.value = "own", "a zebra"
     assert "never saw the words ['zebra']" in said.value
 

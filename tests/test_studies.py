@@ -207,11 +207,11 @@ def test_pairs_are_trained_scored_and_compared(run, clip, cache):
 
 
 def test_unlocking_trains_the_backbone_and_leaves_clip_alone(clip):
-    model, images = eclip.load_attention("vit_tiny_patch16_224", None), torch.rand(2, 3, 224, 224)
+    model, images = eclip.load_attention("test_vit", None), torch.rand(2, 3, 224, 224)
     own, before = files.digest(clip.model), files.digest(model)
     source = image_text.ScenePairs(count=8, size=4)
     pair, history = dino_backbone.unlock(clip, model, source, batch_size=4)
-    assert len(history) == 2 and history["loss"].notna().all() and pair.image.in_features == 192
+    assert len(history) == 2 and history["loss"].notna().all() and pair.image.in_features == 64
     assert files.digest(model) != before and files.digest(clip.model) == own
     assert not any(p.requires_grad for p in model.parameters())
     eclip.similarity(clip.with_image_encoder(model).encode_image(images), torch.randn(1, 128), pair)
@@ -241,7 +241,7 @@ def test_fresh_views_leave_trained_pairs_and_no_features(tmp_path, calls):
 
 def test_unlocking_goes_on_where_it_was_broken_off(clip, tmp_path, monkeypatch):
     def unlock(resume=None, **more):
-        model = eclip.load_attention("vit_tiny_patch16_224", None)
+        model = eclip.load_attention("test_vit", None)
         source = image_text.ScenePairs(count=12, size=4)
         options = {"epochs": 2, "views": 2, "augment": "deit", "batch_size": 4, "every": 0, "resume": resume}
         options |= more

@@ -39,12 +39,13 @@ def pictures(photo):
     if path.is_file():
         return [path]
     found = path.iterdir() if path.is_dir() else itertools.chain(*files.matching(photo).values())
-    found = sorted(p for p in found if p.is_file() and not p.name.startswith("."))
-    good = [p for p in found if p.suffix.lower().lstrip(".") in PICTURES]
+    found = sorted(p for p in found if not p.is_dir() and not p.name.startswith("."))
+    good = [p for p in found if p.suffix.lower().lstrip(".") in PICTURES and p.is_file()]
     others = [p.name for p in found if p not in good]
     if others:
         warnings.warn(
-            f"left out, no pictures by their names: {len(others)} files ({files.few(others)})", stacklevel=2
+            f"left out, no pictures by their names or what they lead to: {len(others)} files ({files.few(others)})",
+            stacklevel=2,
         )
     if not good:
         raise FileNotFoundError(
@@ -106,11 +107,23 @@ def _note_of(path):
         return {}
 
 
+def _exif():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = MARK
+    return exif
+
+
+def _marked(kind, about):
+    """Options of matplotlib's `savefig` by which an overlay is known again, a PNG by all that it is `about`."""
+    if kind == "png":
+        return {"metadata": about}
+    return {"metadata": {"Creator": MARK}} if kind in ("pdf", "svg") else {"pil_kwargs": {"exif": _exif()}}
+
+
 def _draw(view, places, about, bare, colormap, alpha):
     """Write a picture's overlays: one sheet, or with `bare` one of the picture's own size for each method and
     text."""
-    about, exif = {"Software": MARK, NOTE: dumps(about)}, Image.Exif()
-    exif[ExifTags.Base.Software] = MARK
+    about = {"Software": MARK, NOTE: dumps(about)}
     for place, heat in zip(places, itertools.chain(*view.maps.values()) if bare else [None], strict=True):
         kind = place.suffix.lstrip(".").lower()
         with files.replacing(place) as partial:
@@ -120,12 +133,10 @@ def _draw(view, places, about, bare, colormap, alpha):
                     note.add_text(name, said)
                 kind = "jpeg" if kind == "jpg" else kind
                 plots.blended(view.image, heat, colormap, alpha).save(
-                    partial, kind, pnginfo=note, quality=95, exif=exif
+                    partial, kind, pnginfo=note, quality=95, exif=_exif()
                 )
             else:
-                vector = {"metadata": {"Creator": MARK}}
-                marked = {"png": {"metadata": about}, "pdf": vector, "svg": vector}
-                view.save(partial, kind, colormap, alpha, **marked.get(kind, {"pil_kwargs": {"exif": exif}}))
+                view.save(partial, kind, colormap, alpha, **_marked(kind, about))
 
 
 def require_texts(texts):

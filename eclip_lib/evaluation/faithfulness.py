@@ -14,8 +14,6 @@ ROAD                  Rong et al., "A Consistent and Efficient Evaluation Strate
 
 import torch
 import torch.nn.functional as F
-from pytorch_grad_cam.metrics.road import ROADCombined
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torchvision.transforms.functional import gaussian_blur
 
 from ..method import score
@@ -55,6 +53,9 @@ def deletion_insertion(answer, image, place, target):
 @torch.no_grad()
 def road(answer, image, place, target):
     """As `deletion_insertion` -> (ROAD,), in [-0.5, 0.5]; its noise is the same every time."""
+    from pytorch_grad_cam.metrics.road import ROADCombined
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
     relevance = (1 - place / (place.numel() - 1)).cpu().numpy()[None]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
