@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from uuid import uuid4
 
@@ -190,8 +190,15 @@ def code_digest(*places) -> str:
     for place in places:
         for path in sorted((package / place).rglob("*.py")) or [package / place]:
             sha.update(ast.dump(_without_docstrings(ast.parse(path.read_text()))).encode())
-    sha.update(" ".join(version(name) for name in DECIDING).encode())
+    sha.update(" ".join(_version(name) for name in DECIDING).encode())
     return sha.hexdigest()[:16]
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:  # of an extra that is not installed
+        return "none"
 
 
 def _without_docstrings(tree):

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from eclip_lib import files
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -63,6 +65,13 @@ for module in pkgutil.walk_packages(eclip_lib.__path__, "eclip_lib."):
         "commands.promote",
     }
     assert set(done.stdout.split()) <= lacking | {"studies.quickstart"}
+
+
+def test_a_digest_of_code_needs_no_extra(monkeypatch):
+    """`eclip explain` keys its overlays by one, and the core has no grad-cam."""
+    known = files.code_digest.__wrapped__("method.py")
+    monkeypatch.setattr(files, "DECIDING", (*files.DECIDING, "of-no-such-name"))
+    assert files.code_digest.__wrapped__("method.py") != known
 
 
 def test_the_repositorys_address_stands_in_one_place():
