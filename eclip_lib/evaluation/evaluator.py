@@ -175,8 +175,7 @@ def evaluate(
     }
     asked = [name for name in ANSWERS if name in measures]
     text = prompts(dataset, clip)
-    rows: dict = defaultdict(list)
-    pixels: dict = defaultdict(list)
+    rows, pixels = defaultdict[object, list](list), defaultdict[object, list](list)
     methods, bare = explainer if isinstance(explainer, dict) else {None: explainer}, []
     for batch in batches(dataset, clip, batch_size, workers, description, slide and bool(segment)):
         bare += [name for name, classes in zip(batch.ids, batch.names, strict=True) if not classes]
@@ -194,13 +193,13 @@ def evaluate(
     answers = [column for name in asked for column in MORE[name]]
     if bare:
         said = f"{len(bare)} of {len(dataset)} images have no class to score and are left out"
+        said += " of all but argmax_background" if "argmax_background" in segment else ""
         warnings.warn(f"{said} ({files.few(bare)})", stacklevel=2)
     frames = []
     for key in methods:
         method, seed = key if isinstance(key, tuple) else (key, None)
         frame = pd.DataFrame(rows[key], columns=[*KEYS, *SCORES, *MORE["image_threshold"], *answers])
-        if "image_threshold" not in measures:
-            frame = frame.drop(columns=MORE["image_threshold"])
+        frame = frame.drop(columns=[] if "image_threshold" in measures else MORE["image_threshold"])
         for name in segment:
             counted = pd.DataFrame(pixels[key, name], columns=[*KEYS, *MORE[name]])
             frame = frame.merge(counted, "outer", KEYS, validate="1:1")
