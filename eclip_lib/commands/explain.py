@@ -26,7 +26,8 @@ DEFAULT = Path("heat.png")  # the overlay that nobody named
 MARK, NOTE = "eclip explain", "eclip"  # what a PNG says of itself: that it is an overlay, and what made it
 PIXELS = (".png", ".jpg", ".jpeg", ".webp")
 WRITABLE = (*PIXELS, ".pdf", ".svg")
-DRAWN_BY = ("method.py", "networks", "explainers", "plots.py", "viewer.py", "commands/explain.py")
+MAPPED_BY = ("datasets/base.py", "method.py", "projection.py", "networks", "explainers")
+DRAWN_BY = (*MAPPED_BY, "plots.py", "viewer.py", "commands/explain.py")
 
 
 # ---------------------------------------------------------------------- what is read, what is written
@@ -237,9 +238,8 @@ def run(
     if made:
         said = f"{len(made)} of {len(paths)} pictures have their overlays already, of the same settings"
         warnings.warn(said, stacklevel=2)
-    for path, view in explain(
-        [p for p in paths if npz or p not in made], texts, clip, explainers, batch_size
-    ):
+    todo = [path for path in paths if npz or path not in made]
+    for path, view in explain(todo, texts, clip, explainers, batch_size):
         if isinstance(view, Exception):
             broken.append(view)
             continue
