@@ -36,9 +36,10 @@ class View:
         size = self.image.size[::-1]
         return {method: itsm(cells[None], size)[0] for method, cells in self.cells.items()}
 
-    def save(self, file, kind, colormap=plots.CMAP, alpha=plots.ALPHA, dpi=110, **options):
+    def save(self, file, kind, colormap=None, alpha=plots.ALPHA, dpi=110, **options):
         """Write the sheet: the picture, and beside it an overlay a text; of several methods an overlay a
-        method, with a row for each text. kind: "png", "jpeg", "pdf", … options: of matplotlib's savefig."""
+        method, with a row for each text. kind: "png", "jpeg", "pdf", … colormap: matplotlib's name, default
+        `plots.CMAP`. options: of matplotlib's savefig."""
         figure = self._sheet(colormap, alpha)
         figure.savefig(file, dpi=dpi, bbox_inches="tight", format=kind, **options)
         plt.close(figure)

@@ -1,5 +1,6 @@
 """The notebook's explorer: without a front end, and in JupyterLab in a real browser where there is one."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from browser import chromium, free_port
 from PIL import Image
 
 import eclip_lib as eclip
-from eclip_lib import explainers, plots
+from eclip_lib import explainers, plots, viewer
 from eclip_lib.files import REPOSITORY
 from eclip_lib.studies.quickstart import PHOTOS, explorer, photo_networks, pictures, typical
 
@@ -43,6 +44,16 @@ def test_the_map_follows_every_control(monkeypatch):
     assert "type a text" in said.value or "reads the attention of OpenAI's ViTs" in said.value
     method.value, words.value = "own", "a zebra"
     assert "never saw the words ['zebra']" in said.value
+
+
+def test_maps_are_in_the_colours_of_the_notebook(monkeypatch):
+    clip, image = eclip.load_clip("scenes-RN"), eclip.load_dataset("scenes")[0].image
+    (view,) = viewer.views(clip, {"clip": eclip.explainer("clip", clip)}, [image], ["a photo of the star"])
+    drawn = io.BytesIO(), io.BytesIO()
+    view.save(drawn[0], "png")
+    monkeypatch.setattr(plots, "CMAP", "cividis")  # as `notebook_style` does
+    view.save(drawn[1], "png")
+    assert drawn[0].getvalue() != drawn[1].getvalue()
 
 
 def test_photographs_are_for_networks_that_know_them():
