@@ -16,6 +16,7 @@ from eclip_lib import recipe
 from eclip_lib.commands import forecast
 from eclip_lib.networks import hugging_face
 from eclip_lib.networks import loading as networks
+from eclip_lib.networks.attention import ClipAttention, mask_identity
 from eclip_lib.networks.encoders import finish_vit, image_features
 
 TEXTS = ["a photo of the house", "this is a small fish and one ring"]
@@ -244,9 +245,13 @@ def test_the_preprocessing_is_that_of_the_weights(tmp_path):
     assert eclip.load_clip("own", None).statistics[0] == openai
     written(tmp_path, "own", **{"preprocessor_config.json": {"image_mean": [0.1] * 3, "image_std": half}})
     path = tmp_path / "open_clip_model.safetensors"
-    assert eclip.load_clip("own", path).statistics[0] == half
+    first = eclip.load_clip("own", path)
+    assert first.statistics[0] == half
     (tmp_path / "open_clip_config.json").unlink()
-    assert eclip.load_clip("own", path).statistics == ([0.1] * 3, half)
+    second = eclip.load_clip("own", path)
+    assert second.statistics == ([0.1] * 3, half)
+    one, other = (mask_identity(ClipAttention(clip)) for clip in (first, second))
+    assert first.identity["model"] == second.identity["model"] and one != other  # it looks through them
 
 
 SIGLIP = r"""trunk.patch_embed.proj=embeddings.patch_embedding trunk.pos_embed=embeddings.position_embedding.weight

@@ -137,10 +137,8 @@ def mask_identity(mask):
     """What decides a mask, as JSON's types: [its name for the reader, the digest of its weights or its code].
     Of what cannot be told, a word that never comes again."""
     if isinstance(mask, ClipAttention):
-        return [
-            mask.name,
-            files.digest([mask.clip.identity[key] for key in ("model", "quick_gelu", "input")]),
-        ]
+        contents = ("model", "quick_gelu", "input", "statistics")
+        return [mask.name, files.digest([mask.clip.identity[key] for key in contents])]
     name = getattr(mask, "name", None) or getattr(mask, "__name__", type(mask).__name__)
     if isinstance(mask, nn.Module) and mask.state_dict():
         return [name, files.digest(mask)]
