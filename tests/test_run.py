@@ -221,6 +221,12 @@ def test_a_dataset_with_some_of_its_images_can_be_run(monkeypatch, state, enough
     assert len(preflight.lacks(eclip.load_profile("paper", device="cpu"))) == 1 - enough
 
 
+def test_weights_of_a_network_that_is_not_run_are_not_missing(tmp_path):
+    given = {"scratch": {"scenes-ViT-32": str(tmp_path / "no.pt")}, "out": tmp_path}
+    for networks, lacking in (("scenes-ViT-32", 1), ("scenes-RN", 0)):
+        assert len(preflight.lacks(eclip.load_profile("demo", networks=networks, **given))) == lacking
+
+
 def test_an_own_pair_is_eclips_everywhere(tmp_path):
     clip = eclip.load_clip("scenes-ViT-32")
     pair = eclip.load_profile("demo").load_pair(clip)

@@ -57,7 +57,7 @@ def _named(run):
     """Files that the settings name and that are not there."""
     named = [(run.pretrained, run.networks), (run.projection, ["projection"])]
     named += [(where.partition("=")[2], [name]) for name, where in run.masks.items()]
-    named += [(where, [network]) for network, where in run.scratch.items()]
+    named += [(run.scratch[network], [network]) for network in run.networks if network in run.scratch]
     known, found = checkpoints.registry()["weights"], []
     for word, parts in named:
         file = word and word not in known and Path(word).suffix in checkpoints.SUFFIXES
