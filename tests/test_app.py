@@ -50,6 +50,18 @@ def test_maps_and_warnings_are_those_of_the_command(desk, photo, tmp_path):
         np.testing.assert_array_equal(ours[name.replace(str(photo), "photo.png")], theirs[name])
 
 
+def test_what_is_warned_of_while_a_network_loads_is_told_every_time(photo, monkeypatch):
+    def load(*options):
+        warnings.warn("its activation is a guess", stacklevel=2)
+        return eclip.load_clip(*options)
+
+    monkeypatch.setattr(app, "load_clip", load)
+    desk = app.Desk(device="cpu")
+    desk.methods("scenes-ViT-32")  # the page asks for these first
+    for _ in range(2):
+        assert "its activation is a guess" in desk.show(str(photo), TEXTS[0], "scenes-ViT-32", ["clip"])[2]
+
+
 def test_a_method_that_does_not_fit_is_named_with_the_reason(desk, photo):
     fitting, others = desk.methods("scenes-RN")
     fitting = {method for _, method in fitting}

@@ -42,17 +42,20 @@ class Desk:
         self.folder = tempfile.TemporaryDirectory(prefix="eclip-")
 
     def _open(self, network):
-        clip = load_clip(network, *self.options)
-        try:
-            pair, why = viewer.pair_of(clip, self.projection), {}
-        except (ValueError, OSError) as error:
-            pair, why = None, {"eclip": str(error)}
-        made, refused = viewer.fitting(clip, REGISTRY, pair)
-        return clip, made, refused | why
+        """-> (`Clip`, {method: explainer}, {method: why it does not fit}, what was warned of)."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            clip = load_clip(network, *self.options)
+            try:
+                pair, why = viewer.pair_of(clip, self.projection), {}
+            except (ValueError, OSError) as error:
+                pair, why = None, {"eclip": str(error)}
+            made, refused = viewer.fitting(clip, REGISTRY, pair)
+        return clip, made, refused | why, _said(caught)
 
     def methods(self, network):
         """-> ([(name, method)] of those that fit a network, a sentence for each that does not)."""
-        _, made, refused = self.open(network)
+        _, made, refused, _ = self.open(network)
         return [(named(method), method) for method in made], "\n".join(refused.values())
 
     def show(self, picture, texts, network, methods):
@@ -62,15 +65,15 @@ class Desk:
         require_texts(lines)
         if not picture or not methods:
             raise ValueError("choose a picture" if not picture else "choose a method")
+        clip, made, refused, notes = self.open(network)
+        fitting = {method: made[method] for method in methods if method in made}
+        if not fitting:
+            raise ValueError("; ".join(refused[method] for method in methods))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            clip, made, refused = self.open(network)
-            fitting = {method: made[method] for method in methods if method in made}
-            if not fitting:
-                raise ValueError("; ".join(refused[method] for method in methods))
             (view,) = viewer.views(clip, fitting, [read_image(picture)], lines)
-        notes = [viewer.limits(network), *(refused[method] for method in methods if method in refused)]
-        notes += [str(w.message) for w in caught if w.category is UserWarning]
+        unfit = [refused[method] for method in methods if method in refused]
+        notes = [viewer.limits(network), *unfit, *notes, *_said(caught)]
         stem = Path(tempfile.mkdtemp(dir=self.folder.name)) / f"{Path(picture).stem[:60]}-maps"
         view.save(f"{stem}.png", "png")
         write_npz(f"{stem}.npz", view.arrays(Path(picture).name) | {"texts": np.array(lines)})
@@ -85,6 +88,10 @@ class Desk:
             rows.append([str(Path(self.folder.name, f"picture{number}.png")), "\n".join(texts)])
             image.save(rows[-1][0])
         return rows
+
+
+def _said(caught):
+    return [str(warning.message) for warning in caught if warning.category is UserWarning]
 
 
 def page(offered, desk):
