@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from contextlib import nullcontext
 
 import pandas as pd
 import pytest
@@ -225,6 +226,15 @@ def test_weights_of_a_network_that_is_not_run_are_not_missing(tmp_path):
     given = {"scratch": {"scenes-ViT-32": str(tmp_path / "no.pt")}, "out": tmp_path}
     for networks, lacking in (("scenes-ViT-32", 1), ("scenes-RN", 0)):
         assert len(preflight.lacks(eclip.load_profile("demo", networks=networks, **given))) == lacking
+
+
+@pytest.mark.parametrize("name, refused", {"mmp_losses": 1, "figure_10_scenes": 1, "figure_mine": 0}.items())
+def test_a_figure_of_nobody_knows_whom_is_kept(tmp_path, name, refused):
+    run = eclip.load_profile("demo", out=tmp_path)
+    run.path("figures", name).parent.mkdir()
+    run.path("figures", name).touch()
+    with pytest.raises(ValueError, match=f"{name}.png is there, but no run") if refused else nullcontext():
+        preflight.require_free(run, notebooks.notebooks(), True)
 
 
 def test_an_own_pair_is_eclips_everywhere(tmp_path):

@@ -130,6 +130,11 @@ def require_free(run, books, training):
     made += [run.path("pairs", f"{network}-ECLIP") for network in run.networks if training]
     texts = "".join(path.read_text() for path in books)  # what they save is named in them
     there = [file for kind in ("tables", "figures") for file in (run.place / kind).glob("[!.]*")]
-    made += [file for file in there if f'{file.stem}\\"' in texts]
+    made += [file for file in there if any(name in texts for name in _written(file.stem))]
     outputs.require_free(made, [*books, *weights(run)])
     outputs.require_run(run.place, made)
+
+
+def _written(stem):
+    """How a notebook may write the name of a file: as it is, or ending in a {variable}."""
+    return [f'{stem}\\"', *(f"{stem[:k]}_{{" for k, letter in enumerate(stem) if letter == "_")]
