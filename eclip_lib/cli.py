@@ -145,6 +145,7 @@ def fetch(
     """Download what may be downloaded, resumed and checked; print the exact steps for the rest."""
     from .commands import resources
 
+    resources.require_known(names)
     for name in names:
         print(resources.fetch(name, root))
 

@@ -145,9 +145,9 @@ def test_more_than_eight_bits_are_scaled_not_clipped(tmp_path):
 
 
 def packed(path, members):
-    """A tar of {name: bytes}."""
+    """A tar of {name: bytes}, or of pairs of them."""
     with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
+        for name, content in members.items() if isinstance(members, dict) else members:
             about = tarfile.TarInfo(name)
             about.size = len(content)
             tar.addfile(about, io.BytesIO(content))
@@ -166,6 +166,7 @@ TABLES = {  # file name: its content
     "bom.csv": b"\xef\xbb\xbffilepath\ttitle\nred.png\ta circle\nred.png\ta star\n",
     "agreement.csv": b"mine\n1\n",
     "clip-scenes-ViT-32-scenes.csv": b"mine\n1\n",
+    "rclip-scenes-ViT-32-scenes.csv": b"image_id,class_name,iou,road\n1,star,0.5,0.5\n",
 }
 WEIGHTS = {  # file name: what is saved in place of scenes-ViT-32's weights
     "list.pt": lambda state: [1, 2],
@@ -366,6 +367,10 @@ SPOILT = {  # name of a case: what is done to the place first
         p / "deep.tar",
         {"1.jpg": JPEG, "1.json": b"[" * 10**5, "2.jpg": JPEG, "2.txt": b"a", "3.jpg": JPEG, "3.txt": b"b"},
     ),
+    "a key twice in a shard": lambda p: packed(
+        p / "twice.tar",
+        [(f"{k}.{kind}", data) for k in "1122" for kind, data in (("jpg", JPEG), ("txt", b"a"))],
+    ),
     "two shards in one file": lambda p: (p / "joined.tar").write_bytes(2 * (p / "whole.tar").read_bytes()),
     "ImageNet-S: a class id out of range": lambda p: imagenet_mask(p, 60, 0, 0),
     "ImageNet-S: a mask of 16 bits": lambda p: png(first_of(p, INS_MASKS), 16, 2, b"\0\7\0\0\0\0" * 224),
@@ -400,6 +405,7 @@ an empty path | explain "" circle | a path is empty
 a picture as a text | explain {}/red.png {}/red.png | red.png is a file, not a text
 one output twice | bench --out {}/agreement.csv | agreement.csv would be written twice
 a table beside one's own | bench --out {}/table.csv | agreement.csv is there, is not of this command and
+rows over rows of more measures | evaluate rclip --networks scenes-ViT-32 --datasets scenes --out {} | .csv holds road, which would be lost; add
 rows in place of one's own | Evaluate --datasets scenes --out {} | clip-scenes-ViT-32-scenes.csv is there, is not of
 an output folder with a dot | explain {}/red.png circle --out {}/maps.v2 | prints maps.v2/red.png
 an output that cannot be | explain {}/red.png circle --out {}/red.png/out.png | red.png
@@ -441,6 +447,8 @@ weights that are a list | Explain --pretrained {}/list.pt | list.pt holds a list
 weights that are a note | Explain --pretrained {}/note.pt | note.pt holds no weights by name, but: epoch
 rows where a file is in the way | Evaluate --out {}/red.png | red.png is a file, so
 workers below none | Evaluate --ray -1 | '--ray': Input should be greater than or equal to 0; see eclip evaluate --help
+a data set's name among others | data fetch gcc3m gcc4m --root {}/new | nothing known of 'gcc4m'; there are voc2012
+a folder's place that a file has | data fetch voc2012 --root {}/red.png | red.png: a file is in the way of a folder; name
 many workers without a folder | Evaluate --ray 2 | --ray needs --out
 an unknown dataset | Evaluate --datasets voc2007 | no dataset 'voc2007'
 a dataset that is not there | Evaluate --datasets voc2012 --root {}/empty | JPEGImages is missing
@@ -518,6 +526,7 @@ shards of another machine | Train web:s3://bucket/00.tar | files of this machine
 a shard | Train web:{}/whole.tar | prints 2 pairs.*3 of 5 .* 1 without a picture .3 of .* not UTF-8 .5 of whole.tar
 a shard cut off | Train web:{}/cut.tar | cut.tar is not a whole tar file
 a shard cut between files | Train web:{}/ended.tar | ended.tar is not a whole tar file
+a key twice in a shard | Train web:{}/twice.tar | prints 4 pairs
 two shards in one file | Train web:{}/joined.tar | joined.tar is not a whole tar file .another archive
 a learning rate that is too large | Train scenes:8 --epochs 3 --lr 1e30 | the loss is nan in epoch .*; train with a smaller
 a shard cut off beside a whole one | Train web:{}/*.tar | prints 2 pairs.*cut.tar is not a whole tar

@@ -20,6 +20,8 @@ def sentence(error):
     if hasattr(error, "format_message"):  # of the command line's words; empty where help was shown
         line, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
         return line and f"{line[:200]}; see {context.command_path if context else 'eclip'} --help"
+    if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
+        return f"{error.filename}: a file is in the way of a folder; name another place"
     if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | os.PathLike):
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError):

@@ -136,19 +136,24 @@ def _weights(name, network):
     )
 
 
+def require_known(names):
+    """Raise ValueError that names the first one that nothing is known of."""
+    known = [name for kind in ("datasets", "pairs", "weights") for name in checkpoints.registry()[kind]]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"nothing known of {files.few(unknown[:1])!r}; there are {', '.join(known)}")
+
+
 def fetch(name, root):
     """Get a dataset (downloaded, checked, unpacked under `root`) or a registered checkpoint; what is there
     already is checked by sizes and checksums, and fetched again where it differs, which keeps what differed
     beside it. For what needs an account or a crawl, the exact steps. Returns what to print. Raises
     ValueError, OSError."""
+    require_known([name])
     known = checkpoints.registry()
     if name in known["weights"]:
         path, unknown = checkpoints.obtain(name, check=True), "sha256" not in known["weights"][name]
         return f"{name}: {path}{' (no checksum is published: not checked)' if unknown else ''}"
-    about = (known["datasets"] | known["pairs"]).get(name)
-    if about is None:
-        names = ", ".join([*known["datasets"], *known["pairs"], *known["weights"]])
-        raise ValueError(f"nothing known of {files.few([name])!r}; there are {names}")
+    about = (known["datasets"] | known["pairs"])[name]
     if "files" not in about:
         steps = about["steps"].format(root=root)
         return f"{name} cannot be downloaded by a program alone ({about['licence']}):\n{steps}"

@@ -1,5 +1,7 @@
 """`eclip evaluate`: one method over a profile's networks and datasets."""
 
+from pathlib import Path
+
 from .. import files
 from ..evaluation import MORE, evaluate, summarize
 from ..experiment import load_profile
@@ -42,6 +44,7 @@ def measure(
         names = [f"{method}-{network}-{name}.csv" for network in run.networks for name in run.datasets]
         rows = dict.fromkeys([out / name for name in names], outputs.ROWS)
         outputs.require_free([], files_of(run.pretrained, run.projection), unnamed=rows)
+        _require_measured(rows, options["measures"])
     for network in run.networks:
 
         def load(network=network):
@@ -65,3 +68,16 @@ def measure(
             s = summarize(rows, seed=run.seed)
             numbers = " ".join(said.format(s) for word, said in SAID.items() if word in asked)
             yield f"{clip.title} {name} {method}: {numbers}, {s.images:.0f} images"
+
+
+def _require_measured(paths, measures):
+    """Raise ValueError where earlier rows hold what this run does not measure: it would be lost."""
+    others = {column: name for name in MORE if name not in measures for column in MORE[name]}
+    for path in filter(Path.is_file, paths):
+        with open(path) as file:
+            lost = dict.fromkeys(
+                others[word] for word in file.readline().strip().split(",") if word in others
+            )
+        if lost:
+            said = f"{path} holds {', '.join(lost)}, which would be lost"
+            raise ValueError(f"{said}; add it to --measures, or name another --out")

@@ -29,11 +29,12 @@ def samples(path):
                     continue
                 stem, _, suffix = member.name.rpartition(".")
                 stem = stem or member.name
-                if stem != key and sample:
+                suffix = suffix.lower()
+                if sample and (stem != key or suffix in sample):  # one key twice is two samples
                     yield key, sample
                     sample = {}
                 key = stem
-                sample[suffix.lower()] = tar.extractfile(member).read()
+                sample[suffix] = tar.extractfile(member).read()
             _require_end(tar)
             if sample:
                 yield key, sample
