@@ -58,9 +58,9 @@ def overlay(image, heat=None, ax=None, title=None, cmap=None, mask=None, words="
     return ax
 
 
-def grid(rows, columns, size):
+def grid(rows, columns, size, **options):
     """Axes close together, whose titles and labels keep out of each other's way -> (figure, array of them)."""
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     return figure, axes
 
@@ -76,7 +76,10 @@ def sheet(rows, columns, names=None, cmap=None, size=1.5, alpha=ALPHA):
     column: None, a mask, a map, or `judged`); columns: their titles; names: a label for each row. Returns the
     figure."""
     shape = len(rows), len(columns)
-    figure, axes = grid(*shape, (size * shape[1] + 0.5, size * shape[0] + 0.3))
+    images = [[image] if not isinstance(image, list) else image for image, _ in rows]
+    tall = [max(i.height / i.width for i in row) for row in images]
+    tall = [min(max(ratio, 0.75), 2) for ratio in tall]  # names stand beside the flat ones
+    figure, axes = grid(*shape, (size * shape[1] + 0.5, size * sum(tall) + 0.3), height_ratios=tall)
     for i, (image, panels) in enumerate(rows):
         for j, panel in enumerate(panels):
             below = image[j] if isinstance(image, list) else image

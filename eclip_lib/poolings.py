@@ -102,7 +102,7 @@ def encode_pairs(clip, masks, source, part, about, view=0, workers=0, attention=
             if known is not None and known[places].isnan().any():
                 known[places] = mask(rgb).float().cpu()
             found[name] = _on_grid(mask, rgb, features.grid, truths, known, places)
-        rows = pooled_columns(features, found) | {"text": clip.encode_text(captions)}
+        rows = pooled_columns(features, found) | {"text": clip.encode_text(captions, quote=False)}
         for name, tensor in rows.items():
             columns.setdefault(name, []).append(tensor.float().cpu())
     return {name: torch.cat(parts).contiguous() for name, parts in columns.items()}, left_out

@@ -355,6 +355,10 @@ def test_a_word_the_demo_never_saw_is_reported():
     clip = eclip.load_clip("scenes-ViT-32")
     with pytest.warns(UserWarning, match="zebra"):
         clip.encode_text("a photo of the zebra")
+    with pytest.warns(UserWarning) as told:  # captions in batches: each note once, whatever the words
+        for caption in ("zebra " * 30, "gnu " * 30):
+            clip.encode_text([caption], quote=False)
+    assert len(told) == 4 and len({str(note.message) for note in told}) == 2
     with pytest.raises(ValueError, match="224"):
         clip.encode_image(torch.zeros(1, 3, 100, 224))
 

@@ -122,16 +122,16 @@ class Clip:
             features.class_token.float(), features.tokens.float(), features.grid, feature_map
         )
 
-    def encode_text(self, texts: str | Sequence[str]) -> torch.Tensor:
+    def encode_text(self, texts: str | Sequence[str], quote: bool = True) -> torch.Tensor:
         """A list of T prompts -> F_t [T, Ct]: the token that stands for the text (its end, mostly) after the
         final layer norm, before the projection.
 
         A demo network warns about words its captions never contained, every network about a prompt that it
-        cuts."""
+        cuts; quote=False names none of them, so that a million captions say it once."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise ValueError("no text to encode")
-        self._warn_of(texts)
+        self._warn_of(texts, quote)
         tower, tokens = _text_tower(self.model), self.tokenizer(texts).to(self.device)
         if tower is self.model:
             x, mask = tower.token_embedding(tokens) + tower.positional_embedding, tower.attn_mask
@@ -142,12 +142,13 @@ class Clip:
         x = tower.ln_final(tower.transformer(x, attn_mask=mask))
         return text_global_pool(x, tokens, kind, eos_token_id=end)
 
-    def _warn_of(self, texts):
+    def _warn_of(self, texts, quote):
         if self.network in demo.NETWORKS:
             unknown = sorted({w for t in texts for w in re.findall(r"\w+", t.lower())} - set(demo.words()))
             if unknown:
-                first, more = [w[:30] for w in unknown[:3]], max(0, len(unknown) - 3)
-                said = f"never saw the words {first}" + (f" and {more} more" if more else "")
+                words = ", ".join(repr(w[:30]) for w in unknown[:3])
+                words += f" and {len(unknown) - 3} more" if unknown[3:] else ""
+                said = f"never saw {words}" if quote else "never saw some words of these captions"
                 known = "it knows the shapes, colours and patterns of rendered scenes alone"
                 warnings.warn(f"{self.network} {said}; {known}", stacklevel=3)
         limit, theirs = self.tokenizer.context_length, getattr(self.tokenizer, "tokenizer", None)
@@ -155,8 +156,8 @@ class Clip:
         length = (lambda x: len(theirs.encode(x))) if theirs else lambda x: len(self.tokenizer.encode(x)) + 2
         long = [text for text in texts if length(text) > limit]
         if long:
-            said = f"{self.network} reads {limit} tokens; {long[0][:30]!r}… is longer, its end is not read"
-            warnings.warn(said, stacklevel=3)
+            which = f"{long[0][:30]!r}… is longer, its end" if quote else "a caption is longer, its end"
+            warnings.warn(f"{self.network} reads {limit} tokens; {which} is not read", stacklevel=3)
 
     def with_image_encoder(self, backbone):
         """This CLIP's text encoder beside another image encoder (a `SelfAttention`), whose class token is the
