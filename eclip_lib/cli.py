@@ -55,8 +55,12 @@ def explain(
     precision: Annotated[str, about("fp32 or bf16")] = "fp32",
     device: Device = "auto",
 ):
-    """Show where a text is in your own pictures: one overlay a text and method, side by side. Those of a
-    folder that are there already, of the same pictures and settings, are not made again."""
+    """Show where a text is in your own pictures.
+
+    One overlay a text and method, side by side. Those of a folder that are
+    there already, of the same pictures and settings, are not made again.
+
+    A map runs from 0 to 1 whether or not its text fits the picture."""
     from .commands import explain as command
 
     weights = {"network": network, "pretrained": pretrained, "projection": projection}
@@ -124,8 +128,7 @@ app.add_typer(data_app, name="data")
 @data_app.command()
 @with_settings
 def status(profile: ProfileOption = "paper", *, settings: dict):
-    """Each dataset and each weight of a profile: present, partial or missing, where it was looked for, and
-    the command that gets it."""
+    """List each dataset and weight of a profile, where it was looked for, and the command that gets it."""
     from .commands import resources
     from .experiment import load_profile
 
@@ -157,8 +160,7 @@ def promote(
     into: Annotated[str | None, about("folder to copy to; default results/<profile>")] = None,
     partial: Annotated[bool, about("also a run that is not whole; its run.json says so")] = False,
 ):
-    """Copy a whole run's tables, figures and run.json to the committed results/ (what `make results`
-    does)."""
+    """Copy a whole run's tables, figures and run.json to the committed results/ (`make results`)."""
     from .commands.promote import promote
 
     print(*promote(profile, out, into, partial), sep="\n")
@@ -181,8 +183,9 @@ def evaluate(
     *,
     settings: dict,
 ):
-    """Score a method on every network and dataset of a profile and print a summary line for each; ECLIP by
-    notebook 05's pairs, or by --projection."""
+    """Score a method on every network and dataset of a profile: a line of numbers in % for each.
+
+    ECLIP takes the pairs that notebook 05 trained, or --projection."""
     from .commands import scores
 
     for line in scores.measure(method, profile, out, ray, measures, slide, ensemble, **settings):
@@ -208,15 +211,18 @@ def train(
     batch_size: Annotated[int | None, about(FITTING)] = None,
     lr: Annotated[float | None, about(FITTING)] = None,
     init: Annotated[str, about("random, or clip for a copy of CLIP's own pair")] = "random",
-    seed: int = 0,
-    workers: int = 2,
+    seed: Annotated[int, about("of the new pair and the order of batches")] = 0,
+    workers: Annotated[int, about("processes that decode images")] = 2,
     device: Device = "auto",
     ray: Annotated[
         int, about("fill the cache on so many Ray workers, on whatever cluster RAY_ADDRESS names")
     ] = 0,
 ):
-    """Train a pair of projections by masked max pooling (§3.3); `torchrun --no-python eclip train …` uses
-    several GPUs."""
+    """Train a pair of projections by masked max pooling (§3.3).
+
+    `torchrun --no-python eclip train …` uses several GPUs.
+
+    A table for csv:PATH has the columns filepath and title."""
     from .commands import pairs
 
     model = {"network": network, "pretrained": pretrained, "device": device_of(device)}

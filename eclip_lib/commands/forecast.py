@@ -176,7 +176,8 @@ def as_text(run, device="cpu"):
     if device.startswith("cuda"):
         table = gpu_hours(table)
         said.append(f"GPU hours are PFLOP at an assumed {ASSUMED_RATE / 1e12:.0f} TFLOP/s, not measured")
-    parts = ["\n".join(said), table.round(2).to_string(index=False)]
+    whole = dict.fromkeys(("image passes", "pair passes", "trainings"), "{:,.0f}".format)
+    parts = ["\n".join(said), table.round(2).to_string(index=False, formatters=whole)]
     if minutes is not None and not device.startswith("cuda"):
         here, total = cores(), minutes["minutes"].sum()
         last = f"together {total:.0f} minutes on one core; {total / here:.0f} on the {here} here, if all are free"

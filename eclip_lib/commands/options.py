@@ -30,8 +30,8 @@ Projected = Annotated[str | None, about(PAIR)]
 Size = Annotated[str | None, about("the network's input, e.g. 336 or 336x448, in place of its own square")]
 Out = Annotated[str | None, about("folder of the run; default runs/<profile>")]
 SETTINGS = {  # of a profile, each an option that replaces the profile's own
-    "networks": (str, "comma-separated; replaces the profile's"),
-    "datasets": (str, "comma-separated; replaces the profile's"),
+    "networks": (str, "names, separated by commas"),
+    "datasets": (str, "names, separated by commas"),
     "root": (str, "folder of the datasets, or name=folder,name=folder"),
     "pretrained": (str, "an open_clip tag, a checkpoint, or 'random'"),
     "pairs": (str, "image-caption pairs to train on, e.g. web:'gcc3m/*.tar'"),
@@ -42,7 +42,7 @@ SETTINGS = {  # of a profile, each an option that replaces the profile's own
     "precision": (str, "fp32 or bf16"),
     "workers": (int, "processes that decode images"),
     "batch_size": (int, "images of a forward pass"),
-    "seed": (int, "replaces the profile's"),
+    "seed": (int, "of trainings and of intervals"),
     "trainings": (int, "trainings of each pair, from different seeds"),
 }
 
@@ -51,8 +51,12 @@ def with_settings(command):
     """The command with an option for every setting of a profile that one word can give, and `--set` for the
     others: its `settings` are those that were typed."""
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
-    more = {name: Annotated[kind | None, about(said)] for name, (kind, said) in SETTINGS.items()}
-    more["set"] = Annotated[list[str] | None, about("another setting, e.g. training.epochs=3")]
+    every = {**SETTINGS, "set": (list[str], "another setting, e.g. training.epochs=3")}
+    panel = "In place of the profile's own settings"
+    more = {
+        name: Annotated[kind | None, typer.Option(help=said, rich_help_panel=panel)]
+        for name, (kind, said) in every.items()
+    }
     options = [
         inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=a)
         for n, a in more.items()
