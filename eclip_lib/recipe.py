@@ -15,16 +15,15 @@ def new_pair(clip, image_width, reads, seed=0, init="random"):
     """An untrained `Projection`. init: "random" (CLIP's own initialisation, the paper's "new") or "clip" (a
     copy of CLIP's pair)."""
     own = clip.projection
-    biased = init == "clip" and own.text.bias is not None
-    pair = Projection(image_width, own.text.in_features, own.text.out_features, reads=reads, text_bias=biased)
+    image_bias, text_bias = (init == "clip" and side.bias is not None for side in (own.image, own.text))
+    shape = (image_width, own.text.in_features, own.text.out_features)
+    pair = Projection(*shape, image_bias, reads, text_bias=text_bias)
     if init == "clip":
         if own.image.in_features != image_width:
             raise ValueError(
                 f"{clip.network}: its own pair reads width {own.image.in_features}, not {image_width}"
             )
-        pair.load_state_dict(
-            {name: tensor for name, tensor in own.state_dict().items() if name in pair.state_dict()}
-        )
+        pair.load_state_dict(own.state_dict())
         return pair.requires_grad_(True)
     if init != "random":
         raise ValueError(f"init is 'random' or 'clip', not {init!r}")

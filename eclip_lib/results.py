@@ -107,10 +107,22 @@ class Results(Profile):
         return Projection.load(found[clip.network], clip)
 
     def pair_of(self, network):
-        """Where a network's trained pair lies, or None."""
+        """Where a network's trained pair lies: this run's, else that of a part or of the whole in the same
+        folder whose training is the same, else the committed one; or None."""
         own, committed = (where("pairs", f"{network}-ECLIP") for where in (self.path, self.committed))
-        same = set(self.compared_by) <= {"networks", "datasets", "limit"}
-        return own if own.exists() else committed if same and committed.exists() else None
+        others = [self.out, self.out / "parts" / network]
+        places = [own, *(place / "pairs" / own.name for place in others if self._trains_as(place))]
+        places += [committed] if set(self.compared_by) <= {"networks", "datasets", "limit"} else []
+        return next((place for place in places if place.exists()), None)
+
+    def _trains_as(self, place):
+        """Whether the run in a folder trains its pairs as this one does."""
+        theirs, ours = (
+            provenance.Record(place / "run.json").read().get("settings", {}),
+            self.model_dump(mode="json"),
+        )
+        decides = ("pretrained", "precision", "masks", "pairs", "limit_pairs", "training", "seed")
+        return all(theirs.get(name) == ours[name] for name in decides if theirs) and bool(theirs)
 
     # ------------------------------------------------------------------ where its numbers come from
 

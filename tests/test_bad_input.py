@@ -166,7 +166,6 @@ TABLES = {  # file name: its content
     "bom.csv": b"\xef\xbb\xbffilepath\ttitle\nred.png\ta circle\nred.png\ta star\n",
     "agreement.csv": b"mine\n1\n",
     "clip-scenes-ViT-32-scenes.csv": b"mine\n1\n",
-    "rclip-scenes-ViT-32-scenes.csv": b"image_id,class_name,iou,road\n1,star,0.5,0.5\n",
 }
 WEIGHTS = {  # file name: what is saved in place of scenes-ViT-32's weights
     "list.pt": lambda state: [1, 2],
@@ -405,8 +404,7 @@ an empty path | explain "" circle | a path is empty
 a picture as a text | explain {}/red.png {}/red.png | red.png is a file, not a text
 one output twice | bench --out {}/agreement.csv | agreement.csv would be written twice
 a table beside one's own | bench --out {}/table.csv | agreement.csv is there, is not of this command and
-rows over rows of more measures | evaluate rclip --networks scenes-ViT-32 --datasets scenes --out {} | .csv holds road, which would be lost; add
-rows in place of one's own | Evaluate --datasets scenes --out {} | clip-scenes-ViT-32-scenes.csv is there, is not of
+rows in place of one's own | evaluate clip --networks scenes-ViT-32 --datasets scenes --out {} | clip-scenes-ViT-32-scenes.csv is there, is not of
 an output folder with a dot | explain {}/red.png circle --out {}/maps.v2 | prints maps.v2/red.png
 an output that cannot be | explain {}/red.png circle --out {}/red.png/out.png | red.png
 scores in a folder that is not there | Explain --json {}/new/s.json --npz {}/other/maps.npz | prints out.png

@@ -333,3 +333,9 @@ def test_the_worked_example_prints_what_the_page_says(capsys):
     said = re.findall(r"# -> (.*)", code)
     assert said and capsys.readouterr().out.strip().splitlines() == said
     assert all(f"`{name}`" in PAGE for name in scores.SAID)
+
+
+def test_rows_of_other_settings_lie_beside_each_other(tmp_path):
+    for given in ({"limit": 2}, {"limit": 3}, {"limit": 2, "measures": "image_threshold"}):
+        list(scores.measure("clip", networks="scenes-ViT-32", datasets="scenes", out=tmp_path, **given))
+    assert len([*tmp_path.glob("clip-scenes-ViT-32-scenes-*.csv")]) == 3

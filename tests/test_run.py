@@ -97,6 +97,16 @@ def test_a_part_keeps_its_pairs_to_itself(tmp_path):
     assert len({files.digest(run.load_pair(clip)) for run in runs}) == 2
 
 
+@pytest.mark.parametrize("given, found", [({}, True), ({"limit_pairs": 9}, False)])
+def test_a_whole_run_takes_the_pair_of_a_part_that_trains_as_it_does(tmp_path, given, found):
+    clip = eclip.load_clip("scenes-ViT-32")
+    part = eclip.load_profile("demo", out=tmp_path, networks="scenes-ViT-32", **given)
+    part.begin("05_mmp_training")
+    part.save_pair(new_pair(clip, 128, "tokens"), clip.network)
+    place = eclip.load_profile("demo", out=tmp_path).pair_of(clip.network)
+    assert place.is_relative_to(part.place) == found
+
+
 def test_any_table_is_measured_once(tmp_path):
     run, clip = eclip.load_profile("demo", out=tmp_path, limit=3), eclip.load_clip("scenes-ViT-32")
     dataset, table, calls = run.load_dataset("scenes"), pd.DataFrame({"image_id": ["07"], "x": [1 / 3]}), []

@@ -1,7 +1,5 @@
 """`eclip evaluate`: one method over a profile's networks and datasets."""
 
-from pathlib import Path
-
 from .. import files
 from ..evaluation import MORE, evaluate, summarize
 from ..experiment import load_profile
@@ -39,12 +37,19 @@ def measure(
         raise ValueError("--ray needs --out, the folder where the parts are kept")
     if run.projection and method != "eclip":
         raise ValueError("--projection is for the method eclip; no other takes a pair")
+    # settings of one's own are in the names of the files, so that no rows take the place of others
+    own = {name: value for name, value in options.items() if value}
+    own |= run.model_dump(mode="json", include={*run.compared_by} - {"networks", "datasets"})
+
+    def stem(network, name):
+        word = f"{method}-{network}-{name}" + (f"-{files.digest(own)[:6]}" if own else "")
+        return word.replace("/", "-")
+
     if out:
         out = files.place(out)
-        names = [f"{method}-{network}-{name}.csv" for network in run.networks for name in run.datasets]
-        rows = dict.fromkeys([out / name for name in names], outputs.ROWS)
+        places = [out / f"{stem(network, name)}.csv" for network in run.networks for name in run.datasets]
+        rows = dict.fromkeys(places, outputs.ROWS)
         outputs.require_free([], files_of(run.pretrained, run.projection), unnamed=rows)
-        _require_measured(rows, options["measures"])
     for network in run.networks:
 
         def load(network=network):
@@ -57,27 +62,14 @@ def measure(
         for name in run.datasets:
             dataset = run.load_dataset(name)
             if ray:
-                parts, gpus = out / f"{method}-{network}-{name}", int(run.device.startswith("cuda"))
+                parts, gpus = out / stem(network, name), int(run.device.startswith("cuda"))
                 rows = cluster.evaluate_parts(
                     load, dataset, parts, ray, gpus, batch_size=run.batch_size, **options
                 )
             else:
                 rows = evaluate({method: explain}, dataset, clip, run.workers, run.batch_size, **options)
             if out:
-                files.write(out / f"{method}-{network}-{name}.csv", files.as_csv(rows, index=False))
+                files.write(out / f"{stem(network, name)}.csv", files.as_csv(rows, index=False))
             s = summarize(rows, seed=run.seed)
             numbers = " ".join(said.format(s) for word, said in SAID.items() if word in asked)
             yield f"{clip.title} {name} {method}: {numbers}, {s.images:.0f} images"
-
-
-def _require_measured(paths, measures):
-    """Raise ValueError where earlier rows hold what this run does not measure: it would be lost."""
-    others = {column: name for name in MORE if name not in measures for column in MORE[name]}
-    for path in filter(Path.is_file, paths):
-        with open(path) as file:
-            lost = dict.fromkeys(
-                others[word] for word in file.readline().strip().split(",") if word in others
-            )
-        if lost:
-            said = f"{path} holds {', '.join(lost)}, which would be lost"
-            raise ValueError(f"{said}; add it to --measures, or name another --out")

@@ -83,8 +83,10 @@ def source(network):
 
 
 def statistics_beside(path):
-    """Mean and std of the preprocessing that the files beside weights name, as open_clip's configuration has
-    them, or {}."""
+    """Mean and std of the preprocessing that the files beside weights in Hugging Face's layout name, as
+    open_clip's configuration has them, or {}."""
+    if not path.is_dir() and path.name not in WEIGHTS:
+        return {}
     folder = path if path.is_dir() else path.parent
     for name, prefix, keys in ((BESIDE[0], "", ["preprocess_cfg"]), (BESIDE[2], "image_", [])):
         about = inside(files.read_json(folder / name), *keys)
