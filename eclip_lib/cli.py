@@ -101,15 +101,11 @@ def reproduce(
 ):
     """Execute the notebooks, in order; what is done already with the same parameters is skipped."""
     from .commands import forecast, notebooks
-    from .experiment import load_profile
-    from .profiles import read_settings
 
     settings |= {"out": out} if out else {}
-    if dry_run:
-        wanted = read_settings(profile, settings)[1]["device"]  # which this machine need not have
-        print(forecast.as_text(load_profile(profile, **settings | {"device": "cpu"}), wanted))
-        return
     wanted = [f"{kind}_{number}" for kind, number in (("figure", figure), ("table", table)) if number]
+    if dry_run:
+        return print(forecast.dry_run(profile, wanted, **settings))
     outcome, made = notebooks.make(profile, wanted, force, go_on, **settings)
     print(*made, sep="\n")
     failed = [name for name, what in outcome.items() if what.startswith("failed")]

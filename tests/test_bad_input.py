@@ -444,6 +444,8 @@ weights that are no file | Explain --pretrained {}/none.pt | no checkpoint at
 weights that are a list | Explain --pretrained {}/list.pt | list.pt holds a list, not a state dict
 weights that are a note | Explain --pretrained {}/note.pt | note.pt holds no weights by name, but: epoch
 rows where a file is in the way | Evaluate --out {}/red.png | red.png is a file, so
+a plan of a figure that is none | reproduce --dry-run --figure 0x | no notebook makes figure_0x
+random weights by name | Explain --pretrained random | prints out.png
 workers below none | Evaluate --ray -1 | '--ray': Input should be greater than or equal to 0; see eclip evaluate --help
 a data set's name among others | data fetch gcc3m gcc4m --root {}/new | nothing known of 'gcc4m'; there are voc2012
 a folder's place that a file has | data fetch voc2012 --root {}/red.png | red.png: a file is in the way of a folder; name

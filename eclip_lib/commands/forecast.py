@@ -10,12 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..datasets import load_dataset
 from ..datasets.image_text import load_pairs
 from ..datasets.tars import samples
+from ..experiment import load_profile
 from ..files import REPOSITORY, cores
 from ..networks import checkpoints, demo
 from ..networks.clip import own_weights
 from ..networks.loading import empty_clip, is_vit, pools
 from ..poolings import GROUND_TRUTH, Pooling, columns_of
-from .notebooks import notebooks
+from ..profiles import read_settings
+from .notebooks import needed, notebooks, to_run
 from .resources import registered_pairs, status, weight_files
 
 BENCHMARKS = REPOSITORY / "results" / "benchmarks"
@@ -154,6 +156,14 @@ def core_minutes(run):
     table = table[table["notebook"].isin([path.stem for path in notebooks(run)])]
     images = sum(_length(run, name) for name in run.datasets)
     return table[["notebook"]].assign(minutes=(table["seconds"] + table["seconds_image"] * images) / 60)
+
+
+def dry_run(profile, wanted=(), **settings):
+    """What `eclip reproduce --dry-run` prints: `as_text`, or the notebooks of the figures and tables
+    `wanted`."""
+    device = read_settings(profile, settings)[1]["device"]  # which this machine need not have
+    run = load_profile(profile, **settings | {"device": "cpu"})
+    return "\n".join(to_run(run, needed(run, wanted))) if wanted else as_text(run, device)
 
 
 def as_text(run, device="cpu"):

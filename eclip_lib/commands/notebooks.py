@@ -201,7 +201,21 @@ def _outcome(run, path, common, given, force):
 def make(profile, wanted, force=False, go_on=False, **parameters):
     """The notebooks that make the figures and tables `wanted` (all where there are none) -> (`reproduce`'s
     outcome, lines that say where tables and figures are). Raises ValueError where no notebook makes one."""
-    run, only = load_profile(profile, **parameters), []
+    run = load_profile(profile, **parameters)
+    only = needed(run, wanted)
+    tqdm.write("\n".join(to_run(run, only)))
+    outcome, lines = reproduce(profile, only, force, go_on, **parameters), []
+    for kind in ("tables", "figures"):
+        for path in sorted((run.out / kind).glob("[!.]*")):
+            if not wanted or any(path.stem == name or path.stem.startswith(f"{name}_") for name in wanted):
+                lines.append(f"{kind[:-1]:7} {path}")
+    return outcome, lines
+
+
+def needed(run, wanted):
+    """The notebooks that make figures and tables by name, with those whose pairs they read and that are not
+    there. Raises ValueError where no notebook makes one."""
+    only = []
     for name in wanted:
         found = [path for path in notebooks_that_make(name) if path in notebooks(run)]
         if not found:
@@ -211,17 +225,17 @@ def make(profile, wanted, force=False, go_on=False, **parameters):
     asked = run.pairs and not run.projection and any("pairs" in reads(path) for path in only)
     if asked and not all(map(run.pair_of, run.networks)):
         only += [path for path in notebooks(run) if makes_pairs(path) and path not in only]
+    return sorted(only)
+
+
+def to_run(run, paths):
+    """A line a notebook: how long it took when the committed results were made."""
     timed = (files.read_json(REPOSITORY / "results" / run.name / "run.json") or {}).get("notebooks", {})
-    for path in only:
-        seconds = timed.get(path.stem, {}).get("seconds")
-        took = f"{seconds / 60:.1f} minutes when results/{run.name} was made" if seconds else "not timed yet"
-        tqdm.write(f"to run: {path.stem}, {took}")
-    outcome, lines = reproduce(profile, sorted(only), force, go_on, **parameters), []
-    for kind in ("tables", "figures"):
-        for path in sorted((run.out / kind).glob("[!.]*")):
-            if not wanted or any(path.stem == name or path.stem.startswith(f"{name}_") for name in wanted):
-                lines.append(f"{kind[:-1]:7} {path}")
-    return outcome, lines
+    took = {name: f"{part['seconds'] / 60:.1f} minutes" for name, part in timed.items()}
+    when = f"when results/{run.name} was made"
+    return [
+        f"to run: {p.stem}, {f'{took[p.stem]} {when}' if p.stem in took else 'not timed yet'}" for p in paths
+    ]
 
 
 def run_notebook(path, target, parameters, bar=False):

@@ -51,6 +51,7 @@ def load_clip(
     missing one."""
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision is 'fp32' or 'bf16', not {precision!r}")
+    pretrained = None if str(pretrained).lower() in ("none", "null", "random") else pretrained
     require_device(device)
     demo.require(network)
     demo.register()
