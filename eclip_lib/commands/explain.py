@@ -5,7 +5,6 @@ import os
 import warnings
 import zipfile
 from json import dumps, loads
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,76 +14,16 @@ from tqdm.auto import tqdm
 
 from .. import files, plots, viewer
 from ..datasets.base import read_image
-from ..datasets.tars import PICTURES
 from ..explainers import require
 from ..networks import demo
 from ..networks.checkpoints import files_of
 from ..networks.loading import load_clip
 from . import outputs
+from .pictures import PIXELS, WRITABLE, parts, pictures, targets
 
-DEFAULT = Path("heat.png")  # the overlay that nobody named
 MARK, NOTE = "eclip explain", "eclip"  # what a PNG says of itself: that it is an overlay, and what made it
-PIXELS = (".png", ".jpg", ".jpeg", ".webp")
-WRITABLE = (*PIXELS, ".pdf", ".svg")
 MAPPED_BY = ("datasets/base.py", "method.py", "projection.py", "networks", "explainers")
 DRAWN_BY = (*MAPPED_BY, "plots.py", "viewer.py", "commands/explain.py")
-
-
-# ---------------------------------------------------------------------- what is read, what is written
-
-
-def pictures(photo):
-    """A file, a folder or a glob -> sorted list of image files. Warns of files in it that are none; raises
-    FileNotFoundError."""
-    path = files.place(photo)
-    if path.is_file():
-        return [path]
-    found = path.iterdir() if path.is_dir() else itertools.chain(*files.matching(photo).values())
-    found = sorted(p for p in found if not p.is_dir() and not p.name.startswith("."))
-    good = [p for p in found if p.suffix.lower().lstrip(".") in PICTURES and p.is_file()]
-    others = [p.name for p in found if p not in good]
-    if others:
-        warnings.warn(
-            f"left out, no pictures by their names or what they lead to: {len(others)} files ({files.few(others)})",
-            stacklevel=2,
-        )
-    if not good:
-        raise FileNotFoundError(
-            f"no picture at {photo} (a file, a folder or a glob of {', '.join(PICTURES)})"
-        )
-    return good
-
-
-def targets(paths, out, kinds=WRITABLE, parts=("",)):
-    """Where each picture's overlays go -> ({picture: [a target for each of `parts`, the ends of their
-    names]}, whether the user named it). `out`: a file, or a folder for several."""
-    out = files.place(out)
-    if not out.is_dir() and out.suffix.lower().lstrip(".") in (*PICTURES, "json", "npz", "pdf", "svg"):
-        out = outputs.named(out, *kinds)
-    is_file = out.suffix.lower() in WRITABLE and not out.is_dir()
-    if is_file and len(paths) == 1 == len(parts) and out != DEFAULT:
-        return {paths[0]: [out]}, True
-    stem, folder, suffix = (f"{out.stem}-", out.parent, out.suffix) if is_file else ("", out, ".png")
-    words = [out.stem] if is_file and len(paths) == 1 else [f"{stem}{word}" for word in _words(paths)]
-    places = [[folder / f"{word}{part}{suffix}" for part in parts] for word in words]
-    return dict(zip(paths, places, strict=True)), False
-
-
-def _words(paths):
-    """A word for each picture: its stem; where two share one, all that tells the paths apart, and where that
-    does not, a number."""
-    base = os.path.commonpath([path.absolute().parent for path in paths])
-    whole = ["-".join(path.absolute().relative_to(base).parts).replace(".", "-") for path in paths]
-    numbered = [f"{number}-{word}" for number, word in enumerate(whole, 1)]
-    kinds = ([path.stem for path in paths], whole, numbered)
-    return next(words for words in kinds if len({word.casefold() for word in words}) == len(paths))
-
-
-def _parts(methods, texts):
-    """The end of a bare overlay's name, for each method and text: what tells it from the others."""
-    of_method = [f"-{method}" if len(methods) > 1 else "" for method in methods]
-    of_text = [f"-{k}" if len(texts) > 1 else "" for k in range(1, len(texts) + 1)]
-    return ["".join(both) for both in itertools.product(of_method, of_text)]
 
 
 def write_npz(path, arrays):
@@ -217,7 +156,7 @@ def run(
     _require_look(alpha, colormap, batch_size)
     paths, methods = pictures(photo), list(dict.fromkeys(word.strip() for word in method.split(",")))
     places, typed = targets(
-        paths, out, PIXELS if bare else WRITABLE, _parts(methods, texts) if bare else ("",)
+        paths, out, PIXELS if bare else WRITABLE, parts(methods, texts) if bare else ("",)
     )
     json, npz = json and outputs.named(json, ".json"), npz and outputs.named(npz, ".npz")
     weights = files_of(options.get("pretrained"), options.get("projection"))
