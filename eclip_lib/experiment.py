@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from . import files
 from .datasets import load_dataset
@@ -249,6 +250,8 @@ def open_run(variables, notebook=None) -> Run:
     what is run, and begins the part of `run.json` that bears the notebook's name."""
     names = [name for name in (*Profile.model_fields, "out", "part", "dropped") if name in variables]
     run = load_profile(variables["profile"], **{name: variables[name] for name in names})
+    if run.device == "cpu" and torch.get_num_threads() == 1 and variables.get("workers") is None:
+        run.workers = 0  # other notebooks have the other cores, and scenes are then drawn once a process
     print(f"profile {run.name}; {run.weights}")
     print(f"networks: {', '.join(run.networks)} | datasets: {', '.join(run.datasets)}")
     if run.dropped:

@@ -167,3 +167,9 @@ def test_every_committed_table_is_saved_by_a_notebook_that_ends_with_the_check()
         saved |= dict.fromkeys(names, path.stem)
         assert not names or ast.unparse(tree.body[-1]) == "print(run.check())", path.name
     assert set(saved) == set(TABLES)
+
+
+@pytest.mark.parametrize("threads, given, workers", [(1, None, 0), (1, 1, 1), (2, None, 2)])
+def test_a_notebook_of_one_thread_decodes_by_itself(threads, given, workers, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    assert eclip.open_run({"profile": "demo", "out": tmp_path, "workers": given}).workers == workers
