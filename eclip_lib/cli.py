@@ -1,8 +1,6 @@
 """The command line: `eclip explain | reproduce | promote | evaluate | train | data | app | bench`."""
 
-import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -236,22 +234,6 @@ def bench(device: str = "cpu", out: Annotated[Path | None, about("also write the
     print(command.run(device, out))
 
 
-# ---------------------------------------------------------------------- the boundary for errors
-
-
 def main():
-    """Entry point of `eclip`: whatever goes wrong ends in one sentence. `--debug` shows where."""
-    if hasattr(sys.stdout, "reconfigure"):  # a program that calls this may have put another one there
-        sys.stdout.reconfigure(errors="replace")  # names of files need not be text
-    debug = "--debug" in sys.argv or os.environ.get("ECLIP_DEBUG")
-    sys.argv = [word for word in sys.argv if word != "--debug"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = boundary.note
-        try:
-            sys.exit(app(prog_name="eclip", standalone_mode=False))
-        except Exception as error:
-            if debug:
-                raise
-            sys.exit((said := boundary.sentence(error)) and f"eclip: {said}")
+    """Entry point of `eclip`."""
+    boundary.run(app)

@@ -177,6 +177,7 @@ WEIGHTS = {  # file name: what is saved in place of scenes-ViT-32's weights
     "several.pt": lambda state: {"ema": {k: v * 0 for k, v in state.items()}, "state_dict": state},
     "own.pt": lambda state: {"weights": {f"module._orig_mod.{k}": v for k, v in state.items()}},
     "more.pt": lambda state: {f"model.{k}": v for k, v in state.items()} | {"loss.scale": torch.ones(2)},
+    "zero.pt": lambda state: {k: v * 0 for k, v in state.items()},
     "small.pt": lambda state: eclip.load_clip("scenes-ViT-16").model.state_dict(),
 }
 
@@ -445,6 +446,7 @@ weights that are a list | Explain --pretrained {}/list.pt | list.pt holds a list
 weights that are a note | Explain --pretrained {}/note.pt | note.pt holds no weights by name, but: epoch
 rows where a file is in the way | Evaluate --out {}/red.png | red.png is a file, so
 a plan of a figure that is none | reproduce --dry-run --figure 0x | no notebook makes figure_0x
+weights that are all 0 | Explain --pretrained {}/zero.pt | zero.pt: all of its weights are 0
 random weights by name | Explain --pretrained random | prints out.png
 workers below none | Evaluate --ray -1 | '--ray': Input should be greater than or equal to 0; see eclip evaluate --help
 a data set's name among others | data fetch gcc3m gcc4m --root {}/new | nothing known of 'gcc4m'; there are voc2012

@@ -250,6 +250,9 @@ def test_the_preprocessing_is_that_of_the_weights(tmp_path):
     (tmp_path / "open_clip_config.json").unlink()
     second = eclip.load_clip("own", path)
     assert second.statistics == ([0.1] * 3, half)
+    for name in ("open_clip_model.safetensors", "preprocessor_config.json"):
+        (tmp_path / name).rename(tmp_path / name.replace("open_clip_model", "mine"))
+    assert eclip.load_clip("own", tmp_path / "mine.safetensors").statistics[0] == openai  # not of its layout
     one, other = (mask_identity(ClipAttention(clip)) for clip in (first, second))
     assert first.identity["model"] == second.identity["model"] and one != other  # it looks through them
 

@@ -444,6 +444,9 @@ def test_training_lowers_the_loss_and_locks_the_rest(clip, cached, tmp_path):
 def test_a_pair_may_start_from_clips_own(clip):
     pair = training.new_pair(clip, 128, "tokens", init="clip")
     assert torch.equal(pair.image.weight, clip.projection.image.weight)
+    resnet = eclip.load_clip("scenes-RN")
+    pair = training.new_pair(resnet, resnet.projection.image.in_features, "tokens", init="clip")
+    assert files.digest(pair) == files.digest(resnet.projection)  # its biases as well
     with pytest.raises(ValueError, match="init is"):
         training.new_pair(clip, 128, "tokens", init="zeros")
 

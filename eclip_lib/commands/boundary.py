@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import warnings
 
 said: set[str] = set()
 
@@ -33,3 +34,21 @@ def sentence(error):
     return (
         f"an unexpected {type(error).__name__}: {line[:250]}; run it with --debug to see where, and report it"
     )
+
+
+def run(app):
+    """Run a typer app: whatever goes wrong ends in one sentence. `--debug` shows where."""
+    if hasattr(sys.stdout, "reconfigure"):  # a program that calls this may have put another one there
+        sys.stdout.reconfigure(errors="replace")  # names of files need not be text
+    debug = "--debug" in sys.argv or os.environ.get("ECLIP_DEBUG")
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = note
+        try:
+            sys.exit(app(prog_name="eclip", standalone_mode=False))
+        except Exception as error:
+            if debug:
+                raise
+            sys.exit((text := sentence(error)) and f"eclip: {text}")

@@ -171,10 +171,9 @@ def as_text(run, device="cpu"):
     it."""
     counts = ", ".join(f"{name} ({_length(run, name)} images)" for name in run.datasets)
     names = ", ".join(path.stem for path in notebooks(run))
+    pairs = run.pairs or "none, no training"
     said = [f"profile {run.name}: {len(notebooks(run))} notebooks ({names})"]
-    said.append(
-        f"networks: {', '.join(run.networks)}; datasets: {counts}; pairs: {run.pairs or 'none, no training'}"
-    )
+    said.append(f"networks: {', '.join(run.networks)}; datasets: {counts}; pairs: {pairs}")
     table, minutes = plan(run), core_minutes(run)
     if run.pairs:
         views = run.training.views

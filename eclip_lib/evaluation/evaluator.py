@@ -168,11 +168,8 @@ def evaluate(
     belongs to. Raises ValueError."""
     if unknown := set(measures) - set(MORE):
         raise ValueError(f"no measure {files.few(sorted(unknown))}; there are {', '.join(MORE)}")
-    segment = {
-        name: Segmentation(clip, dataset, name.endswith("background"), slide, ensemble)
-        for name in MORE
-        if name in measures and name.startswith("argmax")
-    }
+    argmax = [name for name in MORE if name in measures and name.startswith("argmax")]
+    segment = {n: Segmentation(clip, dataset, n.endswith("background"), slide, ensemble) for n in argmax}
     asked = [name for name in ANSWERS if name in measures]
     text = prompts(dataset, clip)
     rows, pixels = defaultdict[object, list](list), defaultdict[object, list](list)

@@ -77,8 +77,8 @@ def checkpoint(network, tag="default"):
     tag = "seed0" if tag == "default" else tag
     if tag not in tags:
         raise ValueError(
-            f"{network} has no bundled checkpoint {files.few([tag])!r}; it has {', '.join(tags)}. A path or None (random "
-            "weights) works too."
+            f"{network} has no bundled checkpoint {files.few([tag])!r}; it has {', '.join(tags)}. A file, a "
+            "folder written with a slash, or random works too."
         )
     return FOLDER / f"{network}-{tag}.safetensors"
 

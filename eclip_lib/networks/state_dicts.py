@@ -162,6 +162,8 @@ def load_into(model, state, path, network):
     extra = [name for name in state if name not in expected]
     other = [name for name in expected if name in state and _kind(state[name]) != _kind(expected[name])]
     if not (missing or extra or other):
+        if not any(tensor.any() for tensor in state.values()):
+            raise ValueError(f"{path}: all of its weights are 0; get the file again")
         model.load_state_dict(state)
         return
     problems = [
