@@ -28,8 +28,8 @@ app = typer.Typer(
 FITTING = "default: the paper's, for a demo network the demo's"
 # test: equal to the registry, which would take seconds to import here
 METHODS = (
-    "clip, rclip, eclip, grad_cam, bi_model, clip_surgery, mask_clip, sclip, clear_clip, naclip, gem, legrad, "
-    "grad_eclip or rollout"
+    "clip, rclip, eclip, grad_cam, bi_model, clip_surgery, mask_clip, sclip, clear_clip, naclip, gem, "
+    "legrad, grad_eclip or rollout"
 )
 MEASURES = "miou, msc, image_threshold, argmax, argmax_background, faithfulness, road; see docs/measures.md"
 

@@ -101,8 +101,8 @@ class CacheJob:
         if GROUND_TRUTH in masks and (augment is not None or not hasattr(source, "mask")):
             raise ValueError("ground-truth masks need a source that has them (scenes) and augment=None")
         self.clip, self.source, self.masks = clip, source, masks
-        # what a view of the pairs is, whoever looks at it; a tar is known by its name and content, not by where
-        # the others lie
+        # what a view of the pairs is, whoever looks at it; a tar is known by its name and content, not by
+        # where the others lie
         where = {key: value for key, value in source.about.items() if key != "folder"}
         seen = {
             "code": files.code_digest(*DECIDES),

@@ -2,8 +2,8 @@
 lie.
 
 A map lies over its image in grey, foreground red and background blue as in the paper (Moreland's diverging
-map, even to the eye; `notebook_style("cividis")` for one that is safe for every eye). Masks are outlines, in one colour
-everywhere."""
+map, even to the eye; `notebook_style("cividis")` for one that is safe for every eye). Masks are outlines, in
+one colour everywhere."""
 
 import textwrap
 
@@ -59,7 +59,8 @@ def overlay(image, heat=None, ax=None, title=None, cmap=None, mask=None, words="
 
 
 def grid(rows, columns, size, **options):
-    """Axes close together, whose titles and labels keep out of each other's way -> (figure, array of them)."""
+    """Axes close together, whose titles and labels keep out of each other's way -> (figure, array of
+    them)."""
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     return figure, axes

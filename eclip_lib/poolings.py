@@ -28,8 +28,8 @@ class Pooling:
     def __post_init__(self):
         if self.method not in METHODS or (self.method == "masked_max") != (self.mask is not None):
             raise ValueError(
-                f"no pooling {files.few([self])!r}; there are {', '.join(METHODS)}, the last as masked_max:NAME "
-                "of a mask"
+                f"no pooling {files.few([self])!r}; there are {', '.join(METHODS)}, the last as "
+                "masked_max:NAME of a mask"
             )
 
     def __str__(self):

@@ -24,7 +24,8 @@ class Results(Profile):
 
     `out` is the folder that is written. A notebook opened for one of the profile's networks in another run's
     folder is a `part` of that run: what is kept by its contents is shared (features, trainings, rows), its
-    tables, figures and pairs lie below `out`/parts, and a run of all networks measures only what is missing."""
+    tables, figures and pairs lie below `out`/parts, and a run of all networks measures only what is
+    missing."""
 
     name: str
     out: Path

@@ -182,8 +182,8 @@ def train_pairs(
     """Train several pairs side by side, an epoch of each in turn, so that every view of the cache is made
     once -> what `train_pair` gives of each.
 
-    wanted: a list of `train_pair`'s pooling and settings, all of them. on_epoch: called with (number in the list, epoch,
-    pair). resume: a file a training, written after each epoch."""
+    wanted: a list of `train_pair`'s pooling and settings, all of them. on_epoch: called with (number in the
+    list, epoch, pair). resume: a file a training, written after each epoch."""
     trainings = [_Training(clip, cache, **settings) for settings in wanted]
     first = not (dist.is_initialized() and dist.get_rank())
     for training, path in zip(trainings, resume or (), strict=False):

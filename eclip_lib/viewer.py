@@ -146,6 +146,6 @@ def limits(network):
         return None
     return (
         f"{network} is a mini model of this repository's rendered scenes: it knows "
-        f"{', '.join(scenes.CLASSES)} there, mostly by their colours, and nothing of photographs; the network "
-        "ViT-B-16 is OpenAI's CLIP"
+        f"{', '.join(scenes.CLASSES)} there, mostly by their colours, and nothing of photographs; the "
+        "network ViT-B-16 is OpenAI's CLIP"
     )

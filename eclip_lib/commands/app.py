@@ -1,7 +1,7 @@
 """`eclip app`: a page in the browser with the maps of `eclip explain`.
 
-The same file is a Space: copied there as app.py, beside a requirements.txt with `eclip-lib[app] @ git+` and the
-repository's address."""
+The same file is a Space: copied there as app.py, beside a requirements.txt with `eclip-lib[app] @ git+` and
+the repository's address."""
 
 import shutil
 import tempfile
@@ -23,8 +23,8 @@ from eclip_lib.networks import demo
 from eclip_lib.networks.loading import load_clip
 
 TITLE = """# Where is it, says CLIP?
-CLIP's own map of a text often lights up on everything *but* what the text names; **RCLIP** reverses it, **ECLIP** puts a
-trained pair of projections in the place of CLIP's own. The number is CLIP's cosine of picture and text."""
+CLIP's own map of a text often lights up on everything *but* what the text names; **RCLIP** reverses it, **ECLIP**
+puts a trained pair of projections in the place of CLIP's own. The number is CLIP's cosine of picture and text."""
 
 
 def networks():

@@ -54,7 +54,8 @@ def _exif():
 
 
 def _marked(kind, about):
-    """Options of matplotlib's `savefig` by which an overlay is known again, a PNG by all that it is `about`."""
+    """Options of matplotlib's `savefig` by which an overlay is known again, a PNG by all that it is
+    `about`."""
     if kind == "png":
         return {"metadata": about}
     return {"metadata": {"Creator": MARK}} if kind in ("pdf", "svg") else {"pil_kwargs": {"exif": _exif()}}

@@ -189,11 +189,11 @@ def as_text(run, device="cpu"):
     parts = ["\n".join(said), table.round(2).to_string(index=False, formatters=whole)]
     if minutes is not None and not device.startswith("cuda"):
         here, total = cores(), minutes["minutes"].sum()
-        last = f"together {total:.0f} minutes on one core; {total / here:.0f} on the {here} here, if all are free"
+        last = f"together {total:.0f} minutes on one core; {total / here:.0f} on the {here} here, if free"
         parts.append("minutes of one core, measured at random weights on the machine of results/benchmarks:")
         parts.append(minutes.round(0).to_string(index=False) + "\n" + last)
-    needed = status(run)
-    missing = needed[~needed["state"].str.startswith("present")]
+    things = status(run)
+    missing = things[~things["state"].str.startswith("present")]
     listed = missing[["part", "state", "size", "how"]].to_string(index=False)
     return "\n\n".join([*parts, "nothing is missing" if missing.empty else f"missing:\n{listed}"])
 

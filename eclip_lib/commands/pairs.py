@@ -51,8 +51,9 @@ def fitting(network):
 def train(data, out, model, cache="runs/cache", **wanted):
     """Train and save a pair -> one line of words (empty on every rank but the first).
 
-    model: network, pretrained, device. wanted: of `Wanted`; what is None is `fitting`'s. Raises ValueError, OSError before any work where
-    a setting is out of range, or an output would replace an input or cannot be written."""
+    model: network, pretrained, device. wanted: of `Wanted`; what is None is `fitting`'s. Raises ValueError,
+    OSError before any work where a setting is out of range, or an output would replace an input or cannot be
+    written."""
     usual = fitting(model["network"]) | ({} if wanted["pooling"] == "masked_max" else {"mask": None})
     wanted = built(Wanted, {k: usual.get(k) if v is None else v for k, v in wanted.items()}, "train")
     masked = wanted.pooling == "masked_max"
@@ -77,7 +78,8 @@ def train(data, out, model, cache="runs/cache", **wanted):
     options["keep"] = wanted.views == 1  # of several the disk holds one at a time
     folder = files.place(cache)
     lock = folder / f".{Path(clip.network).name}.lock"
-    busy = f"another training is at work in {folder}, where views are dropped; wait for it, or name another --cache"
+    busy = f"another training is at work in {folder}, where views are dropped"
+    busy += "; wait for it, or name another --cache"
     with nullcontext() if rank else files.alone(lock, busy, shared=options["keep"]):
         if wanted.ray:
             gpus = int(model["device"].startswith("cuda"))

@@ -2,7 +2,7 @@
 and of every training pair, and how long those of `photos` take.
 
     .venv/bin/python -m eclip_lib.commands.passes             # minutes; writes results/benchmarks/passes.csv
-    .venv/bin/python -m eclip_lib.commands.passes FOLDER      # likewise photos.csv, from a few pictures of VOC 2012
+    .venv/bin/python -m eclip_lib.commands.passes FOLDER      # photos.csv, from a few pictures of VOC 2012
 
 A notebook runs three times on a small network of the demo, with a counter on the first convolution of every
 image encoder: once as it is, once with more images, once with more pairs. The differences are what grows with

@@ -26,7 +26,8 @@ def pictures(photo):
     others = [p.name for p in found if p not in good]
     if others:
         warnings.warn(
-            f"left out, no pictures by their names or what they lead to: {len(others)} files ({files.few(others)})",
+            f"left out, no pictures by their names or what they lead to: {len(others)} files "
+            f"({files.few(others)})",
             stacklevel=2,
         )
     if not good:

@@ -116,8 +116,8 @@ def require_free(run, books, training):
     for place in (files.REPOSITORY / "notebooks", files.REPOSITORY / "results"):
         if Path(os.path.realpath(run.out)).is_relative_to(os.path.realpath(place)):
             raise ValueError(
-                f"--out {files.few([run.out])} lies in the repository's own {place.name}, which runs are compared "
-                "with; name a folder of its own, like runs/mine"
+                f"--out {files.few([run.out])} lies in the repository's own {place.name}, which runs are "
+                "compared with; name a folder of its own, like runs/mine"
             )
     known = run.record.read()
     names = () if known.get("dropped") else ("networks", "datasets", "limit", "limit_pairs")

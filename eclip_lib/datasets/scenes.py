@@ -300,7 +300,8 @@ def caption(scene, seed, index, k=0, background=0.1):
 
 
 class Scenes(Dataset):
-    """`length` scenes of a split ("train", "validation", "test") and a level as a `Dataset`, drawn when asked."""
+    """`length` scenes of a split ("train", "validation", "test") and a level as a `Dataset`, drawn when
+    asked."""
 
     classes, background = CLASSES, [f"{pattern} background" for pattern in PATTERNS]
 

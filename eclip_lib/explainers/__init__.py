@@ -81,8 +81,8 @@ def require(method: str):
 
 def explainer(method: str, clip, **options) -> Callable:
     """The explainer `method` (a key of `REGISTRY`) of a loaded `Clip`; options: eclip takes projection=,
-    bi_model and legrad layers=, clip_surgery redundant=. Raises ValueError for an unknown method, or one that does not fit the
-    network."""
+    bi_model and legrad layers=, clip_surgery redundant=. Raises ValueError for an unknown method, or one that
+    does not fit the network."""
     require(method)
     entry = REGISTRY[method]
     if not isinstance(

@@ -84,7 +84,8 @@ def vit_blocks(clip, method):
     blocks = clip.model.visual.transformer.resblocks if clip.is_vit else ()
     if not blocks or not isinstance(blocks[-1].attn, nn.MultiheadAttention):
         raise ValueError(
-            f"{method} reads the attention of OpenAI's ViTs, pooled by their class token; {clip.network} is none"
+            f"{method} reads the attention of OpenAI's ViTs, pooled by their class token; {clip.network} is "
+            "none"
         )
     return blocks
 

@@ -3,9 +3,9 @@ where nothing else is said.
 
 In the last block alone:
 
-mask_clip      Zhou, Loy and Dai, "Extract Free Dense Labels from CLIP", 2022: every token keeps its own value;
-               on a ResNet, as in their code, the attention pool's values of the last stage itself, without
-               positions
+mask_clip      Zhou, Loy and Dai, "Extract Free Dense Labels from CLIP", 2022: every token keeps its own
+               value; on a ResNet, as in their code, the attention pool's values of the last stage itself,
+               without positions
 sclip          Wang, Mei and Yuille, "SCLIP", 2024: correlative self-attention, softmax(q qᵀ) + softmax(k kᵀ)
 clear_clip     Lan et al., "ClearCLIP", 2024: softmax(q qᵀ), and of the block its attention's output alone,
                neither the residual stream nor the MLP

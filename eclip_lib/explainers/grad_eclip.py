@@ -1,12 +1,12 @@
 """Grad-ECLIP (Zhao et al., "Gradient-based Visual Explanation for Transformer-based CLIP", 2024): what the
 class token took in the last block's attention, token by token.
 
-With o the output of that attention at the class token (its heads side by side, before the output layer), S the
-image-text cosine and v, k the values and keys of token i, the map is ReLU(Σ_c w_c λ_i v_ic): w = ∂S/∂o, and λ_i
-the cosine of the class token's query and k_i, min-max over the tokens, in the place of the sparse softmax. The
-authors' code lets that attention run with one head, so that its S is not quite CLIP's, and takes query and keys
-through the output layer before their cosine; here it has the network's own heads, and q and k as they are. ViT
-only."""
+With o the output of that attention at the class token (its heads side by side, before the output layer), S
+the image-text cosine and v, k the values and keys of token i, the map is ReLU(Σ_c w_c λ_i v_ic): w = ∂S/∂o,
+and λ_i the cosine of the class token's query and k_i, min-max over the tokens, in the place of the sparse
+softmax. The authors' code lets that attention run with one head, so that its S is not quite CLIP's, and takes
+query and keys through the output layer before their cosine; here it has the network's own heads, and q and k
+as they are. ViT only."""
 
 from functools import partial
 

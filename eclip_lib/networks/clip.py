@@ -56,8 +56,9 @@ def _to_rgb(image):
 class Clip:
     """A locked CLIP. Attributes: `network`, `pretrained` (a word for tables and titles), `preprocess` (PIL
     image -> float32 [3, S, S]), `image_size` S (or (H, W)), `statistics` (mean and std of the preprocessing),
-    `projection` (CLIP's own pair), `is_vit` (open_clip's, pooling its class token), `pools` ("tokens" or "feature_map": what `pool` reads and a
-    learned pair projects), `logit_scale` (float, the factor on cosines), `device`, `model` (open_clip's)."""
+    `projection` (CLIP's own pair), `is_vit` (open_clip's, pooling its class token), `pools` ("tokens" or
+    "feature_map": what `pool` reads and a learned pair projects), `logit_scale` (float, the factor on
+    cosines), `device`, `model` (open_clip's)."""
 
     def __init__(self, model, tokenizer, network, pretrained, device, precision="fp32"):
         self.model, self.tokenizer = model.eval().requires_grad_(False).to(device), tokenizer
@@ -179,8 +180,8 @@ def _text_tower(model):
 
 
 def own_weights(model, network):
-    """CLIP's own (φ_i, φ_t) as the state of a `Projection`; SigLIP's φ_t has a bias. Raises ValueError with the
-    reason where an encoder has none."""
+    """CLIP's own (φ_i, φ_t) as the state of a `Projection`; SigLIP's φ_t has a bias. Raises ValueError with
+    the reason where an encoder has none."""
     weight, bias = image_projection(model.visual, network)
     tower = _text_tower(model)
     text = getattr(tower, "text_projection", None)

@@ -7,8 +7,8 @@
                         linear map that follows (EVA, MobileCLIP, ConvNeXt, ViTamin, PE-Core, …)
 
 An attention pool that is asked by a query of its own (SigLIP, SigLIP 2, PE-Core, CoCa) weighs a single token
-with 1, whatever it is asked: F_i is the pool's value path. Where nothing follows the head (SigLIP), φ_i is the
-identity: the map compares what the head makes of each token, and ECLIP's pair reads that.
+with 1, whatever it is asked: F_i is the pool's value path. Where nothing follows the head (SigLIP), φ_i is
+the identity: the map compares what the head makes of each token, and ECLIP's pair reads that.
 
 Together with `clip.py` the only place that knows open_clip's insides."""
 
@@ -26,8 +26,8 @@ from ..method import ImageFeatures
 
 
 def image_projection(visual, network):
-    """φ_i -> (weight [D, C], bias [D] or None), the identity where nothing follows the head. Raises ValueError
-    with the reason where an encoder pools in a way that leaves the tokens without one."""
+    """φ_i -> (weight [D, C], bias [D] or None), the identity where nothing follows the head. Raises
+    ValueError with the reason where an encoder pools in a way that leaves the tokens without one."""
     if isinstance(visual, VisionTransformer):
         if visual.pool_type == "none":
             raise ValueError(f"{network}: its image encoder pools in no single step that a token could take")

@@ -62,8 +62,8 @@ def _downloaded(repository, weights):
         raise ValueError(f"{HUB}{repository[:50]} could not be read ({reason(error)})") from error
     if not any(found[len(BESIDE) :] if weights else found):
         raise ValueError(
-            f"{HUB}{repository[:50]}: its files are neither in the cache nor could they be downloaded; give a "
-            "local folder (local-dir:path)"
+            f"{HUB}{repository[:50]}: its files are neither in the cache nor could they be downloaded; give "
+            "a local folder (local-dir:path)"
         )
     return next(filter(None, found)).parent
 
@@ -76,7 +76,8 @@ def source(network):
     folder = folder_of(network)
     if not isinstance(inside(files.read_json(folder / BESIDE[0]), "model_cfg"), dict):
         raise ValueError(
-            f"{files.few([network])} has no {BESIDE[0]} with a model_cfg; name the network and give these as its "
+            f"{files.few([network])} has no {BESIDE[0]} with a model_cfg; name the network and give these "
+            "as its "
             "weights: --network ViT-B-16 --pretrained " + files.few([network])
         )
     return f"{LOCAL}{folder}"

@@ -58,7 +58,8 @@ def load_clip(
     if not has_scheme(network) and network not in open_clip.list_models():
         near = get_close_matches(network, open_clip.list_models(), 3) or list(demo.NETWORKS)
         raise ValueError(
-            f"no network {files.few([network])!r}; near: {', '.join(near)} (open_clip.list_models() has them all)"
+            f"no network {files.few([network])!r}; near: {', '.join(near)} (open_clip.list_models() has "
+            "them all)"
         )
     own = network in demo.NETWORKS
     if pretrained == "default" and not own:
@@ -148,8 +149,8 @@ def _tokenizer(network):
             return open_clip.get_tokenizer(network if theirs else name)
     except Exception as error:
         raise ValueError(
-            f"{files.few([network])} reads texts by {theirs or 'SigLIP'}'s tokenizer, which needs `pip install transformers` "
-            f"and the hub once ({reason(error)})"
+            f"{files.few([network])} reads texts by {theirs or 'SigLIP'}'s tokenizer, which needs `pip "
+            f"install transformers` and the hub once ({reason(error)})"
         ) from error
 
 
@@ -169,7 +170,8 @@ def _empty(network, quick_gelu=False, beside=None):
 def _from_tag(network, tag):
     if has_scheme(network):
         raise ValueError(
-            f"{files.few([network])} brings its own weights; give a path or None in place of {files.few([tag])!r}"
+            f"{files.few([network])} brings its own weights; give a path or None in place of "
+            f"{files.few([tag])!r}"
         )
     if name := registered(network.removesuffix("-quickgelu"), tag):
         return _from_file(network, obtain(name), quick_gelu=tag == "openai")
@@ -186,8 +188,8 @@ def _from_tag(network, tag):
             )
     except Exception as error:
         raise ValueError(
-            f"the weights {files.few([tag])!r} of {network} are neither in the cache nor could they be downloaded; "
-            "give `pretrained` the "
+            f"the weights {files.few([tag])!r} of {network} are neither in the cache nor could they be "
+            "downloaded; give `pretrained` the "
             f"path of a local checkpoint, or None for random weights ({reason(error)})"
         ) from error
 
@@ -223,8 +225,7 @@ def _quick_gelu_of(path, network, state):
         hint = "they are of half precision, as OpenAI's are: " if half else ""
         warnings.warn(
             f"{path.name} does not say which activation its weights were trained with; GELU is taken, as "
-            f"{network} has it. "
-            f"{hint}OpenAI's and DFN's need QuickGELU: --network {network}-quickgelu",
+            f"{network} has it. {hint}OpenAI's and DFN's need QuickGELU: --network {network}-quickgelu",
             stacklevel=2,
         )
     return False

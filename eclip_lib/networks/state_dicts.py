@@ -24,8 +24,9 @@ def read_checkpoint(path):
     """A checkpoint -> (state dict in float32 with the model's own names, whether it is OpenAI's). `path`: a
     file of safetensors, torch or TorchScript, or a folder of Hugging Face's.
 
-    Unwrapped are the containers, prefixes and wrappers above, names of transformers' CLIP and SigLIP, and weights of 8
-    or 16 bits. Raises FileNotFoundError, or ValueError with one sentence on what the file holds."""
+    Unwrapped are the containers, prefixes and wrappers above, names of transformers' CLIP and SigLIP, and
+    weights of 8 or 16 bits. Raises FileNotFoundError, or ValueError with one sentence on what the file
+    holds."""
     path = files.place(path)
     state = {}
     for part in _parts(path):

@@ -213,7 +213,7 @@ def checked(run, path):
             raise ValueError(f"{path}: no dataset {files.few([name])!r}; there are {', '.join(REGISTRY)}")
     if run.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
-            f"{path}: device {files.few([run.device])!r}, but torch sees no CUDA device here; -p device cpu runs "
-            "without one"
+            f"{path}: device {files.few([run.device])!r}, but torch sees no CUDA device here; -p device cpu "
+            "runs without one"
         )
     return run

@@ -123,9 +123,10 @@ def about_masks(run):
     if not own:
         return f"masks: {', '.join(f'{name} ({network})' for name, network in run.masks.items())}"
     return (
-        f"{' and '.join(own)}: small ViTs that this repository trained without captions or masks, but not without "
-        "help: their views are composed by pixel saliency, and their recipes were chosen partly by how well the "
-        "attention covers objects of validation scenes (data/demo/tried.md)"
+        f"{' and '.join(own)}: small ViTs that this repository trained without captions or masks, but not "
+        "without "
+        "help: their views are composed by pixel saliency, and their recipes were chosen partly by how well "
+        "the attention covers objects of validation scenes (data/demo/tried.md)"
     )
 
 

@@ -121,8 +121,8 @@ def verdict(controls, baselines, measured):
         text, _, worse = counts(part, "text")
         others = counts(part, "against_others")[0]
         lines.append(
-            f"{named(method)}: the contrast hangs on the text in {text} of {len(part)} cases (opposite in {worse}); "
-            f"the named object above the image's other objects in {others}"
+            f"{named(method)}: the contrast hangs on the text in {text} of {len(part)} cases (opposite in "
+            f"{worse}); the named object above the image's other objects in {others}"
         )
     best = baselines.sort_values("mIoU").groupby("dataset").last()
     for name, bar in best.iterrows():

@@ -125,10 +125,11 @@ def verdict(measured, over, shares):
     """Is CLIP's map opposite? Sentences computed from the tables."""
     up, open_, down = counts(measured, "mSC")
     lines = [
-        f"CLIP's map is opposite (mSC below 0, with its interval over images) in {down} of {len(measured)} cases, as "
-        f"one expects in {up}; {open_} open.",
-        f"Of single (image, class) pairs {shares['opposite'].min():.0f} to {shares['opposite'].max():.0f} % have a "
-        f"negative contrast, and of {shares['at threshold 0'].min():.0f} to {shares['at threshold 0'].max():.0f} % the "
+        f"CLIP's map is opposite (mSC below 0, with its interval over images) in {down} of {len(measured)} "
+        f"cases, as one expects in {up}; {open_} open.",
+        f"Of single (image, class) pairs {shares['opposite'].min():.0f} to {shares['opposite'].max():.0f} % "
+        f"have a negative contrast, and of {shares['at threshold 0'].min():.0f} to "
+        f"{shares['at threshold 0'].max():.0f} % the "
         "best mask is the whole image.",
     ]
     for _, r in over.iterrows():

@@ -72,7 +72,8 @@ def verdict(gained, views=None):
     for measure in ("mIoU", "mSC"):
         up, open_, down = counts(gained, measure)
         lines.append(
-            f"ECLIP's {measure} lies above CLIP's in {up} of {len(gained)} cases, below in {down}; {open_} open"
+            f"ECLIP's {measure} lies above CLIP's in {up} of {len(gained)} cases, below in {down}; {open_} "
+            "open"
         )
     if views is None:
         return "\n".join(lines)

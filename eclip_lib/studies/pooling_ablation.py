@@ -135,8 +135,8 @@ def turned(seeds):
 
 
 def verdict(seeds, steps, masks):
-    """Which pooling turns the map, and which mask helps most? Sentences computed from `seed_table`, `ordering`
-    and `beyond`."""
+    """Which pooling turns the map, and which mask helps most? Sentences computed from `seed_table`,
+    `ordering` and `beyond`."""
     lines = [turned(seeds), gains_in_words(steps)]
     if masks.empty:
         return "\n".join(lines)

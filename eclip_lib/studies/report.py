@@ -67,7 +67,8 @@ def report(verdicts, world, figures):
         false=0.05 * verdicts["intervals"].sum(),
         rows="\n".join(_row(number, v) for number, v in numbered),
         exceptions="\n".join(
-            f"{number}. {v['claim']}: {'needs ' if v['verdict'] in (UNMEASURED, UNTESTABLE) else ''}{v['not above']}"
+            f"{number}. {v['claim']}: "
+            f"{'needs ' if v['verdict'] in (UNMEASURED, UNTESTABLE) else ''}{v['not above']}"
             for number, v in numbered
             if v["not above"]
         ),

@@ -207,10 +207,11 @@ def verdict(chance, link):
     )
     return "\n".join(
         [
-            f"{len(link)} cases (datasets and networks). Channels change sides more often than two independent "
-            f"positions would in {up}, less often in {down}; {open_} open.",
+            f"{len(link)} cases (datasets and networks). Channels change sides more often than two "
+            f"independent positions would in {up}, less often in {down}; {open_} open.",
             f"Images with more shift are more opposite in {more}, less opposite in {less}; {unclear} open.",
-            f"Without its shifted channels the map turns (mSC above 0) in {turned} and stays opposite in {kept}; "
+            f"Without its shifted channels the map turns (mSC above 0) in {turned} and stays opposite in "
+            f"{kept}; "
             f"leaving them out raises mSC more than as many random channels in {better}, less in {worse}.",
             f"So semantic shift {says} the opposite map here.",
         ]
