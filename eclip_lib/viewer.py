@@ -56,10 +56,12 @@ class View:
         return plots.sheet(panels, ["picture", *columns], rows, colormap, size=3, alpha=alpha)
 
     def arrays(self, name):
-        """What an npz keeps: {name/method: maps [T, H, W] float16, name/method/grid: cells [T, h, w]
-        float32}."""
-        kept = {f"{name}/{method}": heat.numpy().astype(np.float16) for method, heat in self.maps.items()}
-        return kept | {f"{name}/{method}/grid": cells.float().numpy() for method, cells in self.cells.items()}
+        """What an npz keeps: {name: maps [T, H, W] float16, name/grid: cells [T, h, w] float32}; of several
+        methods name/method in place of name."""
+        name = "./texts" if name == "texts" else name  # "texts" are the texts
+        of = {method: f"{name}/{method}" if len(self.maps) > 1 else name for method in self.maps}
+        kept = {of[method]: heat.numpy().astype(np.float16) for method, heat in self.maps.items()}
+        return kept | {f"{of[method]}/grid": cells.float().numpy() for method, cells in self.cells.items()}
 
 
 def views(clip, explainers, images, texts: list[str]) -> list[View]:

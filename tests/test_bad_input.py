@@ -112,7 +112,7 @@ def test_pictures(name, tmp_path, monkeypatch):
     )
     if message is None:
         assert said is None
-        maps = np.load(tmp_path / "out.npz")[f"{tmp_path / name}/rclip"]
+        maps = np.load(tmp_path / "out.npz")[str(tmp_path / name)]
         with Image.open(tmp_path / name) as image:
             size = (
                 image.size if name == "rotated.jpg" else image.size[::-1]

@@ -29,6 +29,8 @@ def sentence(error):
         return line if len(line) < 300 else re.sub(r"(\S{30})\S{40,}(\S{30})", r"\1…\2", line)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory: run with a smaller --batch-size, or with --device cpu"
+    if "DataLoader worker" in line:  # told by a signal, wherever this process is then
+        return "a process that decodes images was killed, mostly for lack of memory: run with fewer --workers"
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed; pip install 'eclip-lib[notebooks]' has all that commands need"
     return (
