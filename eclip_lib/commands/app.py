@@ -23,8 +23,9 @@ from eclip_lib.networks import demo
 from eclip_lib.networks.loading import load_clip
 
 TITLE = """# Where is it, says CLIP?
-CLIP's own map of a text often lights up on everything *but* what the text names; **RCLIP** reverses it, **ECLIP**
-puts a trained pair of projections in the place of CLIP's own. The number is CLIP's cosine of picture and text."""
+CLIP's own map of a text often lights up on everything *but* what the text names; **RCLIP** reverses it,
+**ECLIP** puts a trained pair of projections in the place of CLIP's own. The number is CLIP's cosine of
+picture and text."""
 
 
 def networks():
