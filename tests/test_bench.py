@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.utils.benchmark import set_torch_threads
 
-from eclip_lib.commands import bench, bench_training, passes
+from eclip_lib import files
+from eclip_lib.commands import bench, bench_growth, bench_training, passes
 from eclip_lib.commands.forecast import PASSES
+from eclip_lib.networks.loading import load_clip
 
 DEMO = "scenes-ViT-32"
 COLUMNS = ["what", "unit", "ours", "reference", "ratio", "target"]
@@ -25,8 +27,8 @@ ROWS = {
     "learned": lambda: bench_training.learned_pair_cost(network=DEMO, batch=2, texts=2, rounds=1),
 }
 
-MEASURED = {"itsm_throughput", "shift_overhead", "bi_model_batches", "scoring", "evaluation_memory"}
-MEASURED |= {"cached_epochs", "all_poolings", "training_rate", "cache_memory", "learned_pair_cost"}
+MEASURED = {"itsm_throughput", "shift_overhead", "bi_model_batches", "scoring"}
+MEASURED |= {"cached_epochs", "all_poolings", "training_rate", "learned_pair_cost"}
 MEASURED |= {"encoder_share", "dataset_pass"}
 
 
@@ -46,16 +48,36 @@ def test_every_row_is_measured(name):
     assert 0 < row["ratio"] < np.inf and "False" not in row["what"]
 
 
-def test_memory_rows_run_what_they_name(monkeypatch):
-    monkeypatch.setattr(bench_training, "peak_memory", lambda function, *count: function(*count) or 1.0)
-    row = bench_training.evaluation_memory(1, 2)
-    assert row["what"] == "peak memory of evaluate, 2 against 1 scenes" and row["ratio"] == 1
-    bench_training.train_on_random_features(64, DEMO, width=128)
+def test_memory_is_that_of_a_fresh_process(monkeypatch):
+    monkeypatch.setattr(bench_growth, "NETWORK", DEMO)
+    table = bench_growth.growth({allocate: (1, 100)})
+    assert list(table) == ["step", "size", "work", "seconds", "MiB", "steepness"]
+    small, large = table["MiB"]
+    assert 350 < large - small < 450 and small < 3000  # 400 million bytes, and torch itself
 
 
-def test_memory_is_that_of_a_fresh_process():
-    peak = bench_training.peak_memory(torch.ones, 100_000_000)
-    assert 381 < peak < 3000  # 400 million bytes, and torch itself
+def allocate(size):
+    return size, lambda: torch.ones(size * 1_000_000)
+
+
+@pytest.mark.parametrize("step", bench_growth.STEPS)
+def test_every_step_does_its_work(step, monkeypatch):
+    monkeypatch.setattr(bench_growth, "load_clip", lambda *_, **__: load_clip(DEMO))
+    size = {bench_growth.classes: 17, bench_growth.argmax: 17, bench_growth.pairs: 600}.get(step, 2)
+    work, run = step(size)
+    assert work == size ** (1 + (step is bench_growth.grid)) and run() is not False
+
+
+def test_nothing_grows_faster_than_its_work():
+    """The committed table: time no steeper than work (tokens attend to tokens), memory of a stream flat."""
+    table = pd.read_csv(files.REPOSITORY / "results" / "benchmarks" / "growth.csv")
+    counted = {step.__name__: list(sizes) for step, sizes in bench_growth.STEPS.items()}
+    assert table.groupby("step", sort=False)["size"].agg(list).to_dict() == counted
+    bound = table["step"].map({"grid": 1.4}).fillna(1.1)
+    assert (table["steepness"].fillna(0) <= bound).all()
+    for step in ("images", "classes", "pairs"):
+        memory = table.loc[table["step"] == step, "MiB"]
+        assert memory.iloc[-1] <= 1.1 * memory.iloc[-2]
 
 
 def test_the_table_has_the_rows_of_the_committed_one(monkeypatch, tmp_path):

@@ -26,7 +26,7 @@ TEXTS = ["a photo of the house", "this is a small fish and one ring"]
 
 @pytest.mark.parametrize("network", SIDES)
 @torch.no_grad()
-def test_features_agree_with_open_clip(network):
+def test_features_agree_with_open_clip(network, shallow):
     clip, side = eclip.load_clip(network, None), SIDES[network]
     images = torch.randn(2, 3, *clip.size)
     features, text, close = clip.encode_image(images), clip.encode_text(TEXTS), {"atol": 2e-5, "rtol": 1e-4}
@@ -167,17 +167,17 @@ def test_openai_files_are_read_and_get_quickgelu(openai_archive):
     torch.testing.assert_close(clip.model.state_dict()["visual.proj"], state["visual.proj"].half().float())
 
 
-def test_quickgelu_is_on_for_the_openai_tag_and_by_name(monkeypatch, tmp_path):
+def test_quickgelu_is_on_for_the_openai_tag_and_by_name(monkeypatch, tmp_path, shallow):
     seen = {}
 
     def create(network, tag=None, **options):
         seen.update(options, tag=tag)
         return open_clip.factory.create_model(network, None, **options)
 
-    monkeypatch.setattr(networks, "registered", lambda network, tag: None)
-    monkeypatch.setattr(networks.open_clip, "create_model", create)
-    assert is_quick(eclip.load_clip("ViT-B-32")) and seen["tag"] == "openai"
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(networks, "registered", lambda network, tag: None)
+        patch.setattr(networks.open_clip, "create_model", create)
+        assert is_quick(eclip.load_clip("ViT-B-32")) and seen["tag"] == "openai"
     plain = {name: tensor.half() for name, tensor in weights("ViT-B-32").items()}
     torch.save(plain, tmp_path / "ViT-B-32.pt")  # no stamp says that it is OpenAI's, but its place does
     monkeypatch.setenv("ECLIP_WEIGHTS", str(tmp_path))
@@ -259,7 +259,7 @@ def transformers_names(state):
 
 
 @torch.no_grad()
-def test_a_clip_of_transformers_gives_identical_features(tmp_path):
+def test_a_clip_of_transformers_gives_identical_features(tmp_path, shallow):
     ours = eclip.load_clip("ViT-B-32", None)
     save_file(transformers_names(ours.model.state_dict()), str(tmp_path / "model.safetensors"))
     for activation, same in (("gelu", True), ("quick_gelu", False)):

@@ -23,9 +23,21 @@ def plain(name):
     return re.sub("[-_.]+", "-", re.sub(r"[[<>=].*", "", name)).lower()
 
 
-def pins():
-    lines = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
-    return {plain(name): version.strip() for name, version in lines}
+def pins(name="constraints.txt"):
+    found = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / name).read_text(), re.MULTILINE)
+    return {plain(package): version for package, version in found}
+
+
+def test_the_hashed_lock_is_the_same_installation():
+    """What tests and notebooks need, in the versions of constraints.txt, and a hash for every file."""
+    lock, extras = pins("requirements.lock"), PROJECT["optional-dependencies"]
+    wanted = PROJECT["dependencies"] + [
+        name for extra in ("eval", "train", "notebooks", "test") for name in extras[extra]
+    ]
+    assert {plain(name) for name in wanted} - {"eclip-lib"} <= set(lock)
+    assert {name: lock[name] for name in set(lock) & set(pins())}.items() <= pins().items()
+    blocks = re.split(r"\n(?=[\w.-]+==)", (ROOT / "requirements.lock").read_text().partition("==")[2])
+    assert len(blocks) == len(lock) and all("--hash=sha256:" in block for block in blocks)
 
 
 def test_every_package_is_pinned_and_has_a_floor_and_tests_install_them_all():

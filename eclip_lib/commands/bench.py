@@ -1,7 +1,7 @@
 """`eclip bench`: how fast and how large, as ratios measured in one run on one machine.
 
-Here what is measured about maps, scoring and the device; `bench_training` has memory, the feature cache and
-the training of a pair, and how each row is measured."""
+Here what is measured about maps, scoring and the device; `bench_training` has the feature cache and the
+training of a pair, and how each row is measured; `bench_growth` what more data cost, in time and memory."""
 
 import io
 import itertools
@@ -26,6 +26,7 @@ from ..networks.loading import load_clip
 from ..shift import channels, shift_statistics
 from . import bench_training as training
 from . import outputs
+from .bench_growth import growth
 from .bench_training import fastest, random_inputs, row
 from .forecast import encoder_flops
 
@@ -170,14 +171,17 @@ def dataset_pass(device="cpu", network="ViT-B-16", precision="fp32", workers=2, 
 
 
 def run(device="cpu", out=None):
-    """Measure -> the table as text; with `out` also written there as CSV, and `agreement` beside it."""
+    """Measure -> the table as text; with `out` also written there as CSV, with `agreement` and `growth`
+    beside it."""
     if out:
         out = outputs.named(out, ".csv")
-        outputs.require_free([out], unnamed={(beside := out.with_name("agreement.csv")): "setting,mIoU,mSC"})
+        beside, grown = out.with_name("agreement.csv"), out.with_name("growth.csv")
+        outputs.require_free([out], unnamed={beside: "setting,mIoU,mSC", grown: "step,size,work"})
     table = bench(device)
     if out:
         files.write(out, files.as_csv(table, index=False))
         files.write(beside, files.as_csv(agreement(), index=False, float_format="%.5f"))
+        files.write(grown, files.as_csv(growth(), index=False))
     return table.to_string(index=False)
 
 
@@ -189,11 +193,9 @@ def bench(device="cpu"):
         shift_overhead(device),
         bi_model_batches(device),
         scoring(),
-        training.evaluation_memory(),
         training.cached_epochs(device),
         training.all_poolings(device),
         training.training_rate(device),
-        training.cache_memory(),
         training.learned_pair_cost(device),
         encoder_share(device),
         encoder_share(device, "RN50"),

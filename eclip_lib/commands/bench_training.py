@@ -1,17 +1,10 @@
-"""What `eclip bench` measures about memory, the feature cache and training, and how each row is measured.
+"""What `eclip bench` measures about the feature cache and training, and how each row is measured.
 
 The clock is torch.utils.benchmark's, which waits for a GPU before it is read. Functions that are compared
 take turns, so that all of them see the same machine."""
 
 import copy
-import io
-import re
-import resource
-import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stderr
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +13,7 @@ from safetensors.torch import save_file
 from torch.utils.benchmark import timer
 from tqdm.auto import tqdm
 
-from ..datasets import load_dataset
 from ..datasets.image_text import ScenePairs
-from ..evaluation import evaluate
 from ..explainers import explainer
 from ..feature_cache import Cache, View, cache_features
 from ..networks.attention import load_attention
@@ -47,20 +38,6 @@ def fastest(functions, rounds):
     return best
 
 
-def peak_memory(function, *arguments):
-    """Peak resident memory in MiB of a fresh process that calls a function."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-        return fresh.submit(_peak, function, arguments).result()
-
-
-def _peak(function, arguments):
-    with redirect_stderr(io.StringIO()):  # its progress bars
-        function(*arguments)
-    if sys.platform == "linux":  # ru_maxrss would start at the size of the process that started this one
-        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def row(what, unit, ours, reference, target, ratio=None):
     """A line of the bench's table. ratio: ours by the reference's, where it is not the other way round."""
     ratio = ours / reference if ratio is None else ratio
@@ -72,37 +49,6 @@ def random_inputs(clip, images, texts):
     """(random images, features of texts that differ), as a network reads them."""
     text = clip.encode_text([f"a photo of the thing {k}" for k in range(texts)])
     return torch.randn(images, 3, *clip.size, device=clip.device), text
-
-
-# ---------------------------------------------------------------------- memory
-
-
-def evaluate_scenes(count):
-    """CLIP's maps on so many scenes."""
-    clip = load_clip("scenes-ViT-32", None)
-    evaluate(explainer("clip", clip), load_dataset("scenes", length=count), clip)
-
-
-def evaluation_memory(small=200, large=2000):
-    """Peak resident memory of `evaluate` over 2,000 scenes against 200; target: within 10 %."""
-    before, after = (peak_memory(evaluate_scenes, count) for count in (small, large))
-    return row(f"peak memory of evaluate, {large} against {small} scenes", "MiB", after, before, "<= 1.10")
-
-
-def train_on_random_features(pairs, network="ViT-B-16", width=512):
-    """An epoch over a random cache; the peak of memory (Linux) counts from its start on."""
-    clip = load_clip(network, None)
-    with tempfile.TemporaryDirectory() as folder:
-        cache = RandomCache(folder, clip, pairs, width)
-        if sys.platform == "linux":
-            Path("/proc/self/clear_refs").write_text("5")
-        train_pair(clip, cache, "max", epochs=1)
-
-
-def cache_memory(small=32768, large=262144):
-    """Peak memory of training on 262,144 cached pairs against 32,768; target: within 10 % (Linux)."""
-    before, after = (peak_memory(train_on_random_features, pairs) for pairs in (small, large))
-    return row(f"peak memory of training, {large} against {small} pairs", "MiB", after, before, "<= 1.10")
 
 
 # ---------------------------------------------------------------------- the cache

@@ -59,7 +59,8 @@ class PairViews(Dataset):
     def __getitem__(self, index):
         key, payload, caption = self.items[index]
         number = int.from_bytes(hashlib.sha256(f"{self.seed} {key} {self.view}".encode()).digest()[:4], "big")
-        random.seed(number), np.random.seed(number), torch.manual_seed(number)
+        random.seed(number), np.random.seed(number)
+        torch.default_generator.manual_seed(number)  # `torch.manual_seed` formats a traceback for each device
         try:
             image = self.source.open(payload)
         except (OSError, ValueError):  # a web dataset has broken images: left out and counted
