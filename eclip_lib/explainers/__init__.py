@@ -14,21 +14,6 @@ from .grad_cam import grad_cam
 from .grad_eclip import grad_eclip
 from .legrad import legrad
 
-__all__ = [
-    "REGISTRY",
-    "FeatureMap",
-    "Method",
-    "PairMap",
-    "Shared",
-    "about",
-    "explainer",
-    "map_of",
-    "maps",
-    "named",
-    "require",
-    "scored",
-]
-
 
 class Method(NamedTuple):
     """`make`: (clip, **options) -> explainer. `name`: as the paper and its figures call it. `title`: one line
