@@ -61,7 +61,8 @@ _WHERE = {
     "feature_cache": ["cache_features"],
     "poolings": ["Pooling"],
     "training": ["train_pair"],
-    "experiment": ["load_profile", "open_run", "reported"],
+    "experiment": ["load_profile", "open_run"],
+    "studies.quoted": ["reported"],
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605

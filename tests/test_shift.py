@@ -105,9 +105,10 @@ def test_rows_agree_with_the_evaluation():
     other = scored.groupby("image_id")["score_contrast"].mean()
     np.testing.assert_allclose(rows.set_index("image_id")["mSC"], other.loc[rows["image_id"]], atol=1e-4)
     assert (rows[["B2F", "F2B", "same"]].sum(axis=1) == 128).all() and (rows["distance_max"] == 0).all()
-    table = study.by_size(rows)
+    rows = rows.assign(dataset="a", network="x")
+    table = study.table_5(rows)
     assert list(table["size"]) == list(study.SIZES) and table["images"].iloc[:3].sum() == pytest.approx(100)
-    assert study.by_size(rows, "background")["images"].iloc[3] == pytest.approx(100)
+    assert study.table_5(rows, "background")["images"].iloc[3] == pytest.approx(100)
 
 
 def test_rank_correlation_is_spearmans():

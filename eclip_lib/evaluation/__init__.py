@@ -10,6 +10,7 @@ from .statistics import (
     counts,
     gains,
     gains_in_words,
+    grouped,
     in_words,
     interval,
     mean_interval,

@@ -112,10 +112,17 @@ class _Prepared(TorchDataset):
 
 
 def batches(
-    dataset: Dataset, clip: Clip, batch_size: int, workers: int, description: str, slide: bool = False
+    dataset: Dataset,
+    clip: Clip,
+    batch_size: int,
+    workers: int,
+    description: str,
+    slide: bool = False,
+    least: int = 0,
 ) -> Iterator[Batch]:
-    """A dataset in `Batch`es, decoded in `workers`, with a progress bar; slide: with sliding windows. Raises
-    ValueError where it is empty or cannot be read."""
+    """A dataset in `Batch`es, decoded in `workers`, with a progress bar. slide: with sliding windows; least:
+    only images in which so many classes are present. Raises ValueError where it is empty or cannot be
+    read."""
     if not len(dataset):
         raise ValueError("the dataset is empty")
     title = f"{clip.network} on {getattr(dataset, 'name', 'a dataset')}, {description}"
@@ -126,7 +133,9 @@ def batches(
                 if isinstance(item, Exception):
                     raise item
             ids, images, *annotations = zip(*items, strict=True)
-            yield Batch(list(ids), to_batch(images, clip.device), *map(list, annotations))
+            batch = Batch(list(ids), to_batch(images, clip.device), *map(list, annotations))
+            if len(batch := batch.with_at_least(least)):
+                yield batch
             bar.update(len(items))
 
 
@@ -171,10 +180,11 @@ def evaluate(
     argmax = [name for name in MORE if name in measures and name.startswith("argmax")]
     segment = {n: Segmentation(clip, dataset, n.endswith("background"), slide, ensemble) for n in argmax}
     asked = [name for name in ANSWERS if name in measures]
-    text = prompts(dataset, clip)
+    text, order, bare = prompts(dataset, clip), dict[str, int](), []
     rows, pixels = defaultdict[object, list](list), defaultdict[object, list](list)
-    methods, bare = explainer if isinstance(explainer, dict) else {None: explainer}, []
+    methods = explainer if isinstance(explainer, dict) else {None: explainer}
     for batch in batches(dataset, clip, batch_size, workers, description, slide and bool(segment)):
+        order |= {name: len(order) + k for k, name in enumerate(batch.ids)}
         bare += [name for name, classes in zip(batch.ids, batch.names, strict=True) if not classes]
         batch = batch if segment else batch.with_at_least(1)  # with a background, every image counts
         index, shared = batch.index(dataset.classes), Shared(clip, batch.images)
@@ -187,27 +197,32 @@ def evaluate(
             found = maps(explain, batch.images, text, index, shared)
             more = [faithfulness(ANSWERS[name], clip, batch.images, found, text, index) for name in asked]
             rows[key] += _score_batch(batch, found, normalize, observe, more)
-    answers = [column for name in asked for column in MORE[name]]
     if bare:
         said = f"{len(bare)} of {len(dataset)} images have no class to score and are left out"
         said += " of all but argmax_background" if "argmax_background" in segment else ""
         warnings.warn(f"{said} ({files.few(bare)})", stacklevel=2)
-    frames = []
+    columns = [*KEYS, *SCORES, *MORE["image_threshold"], *(c for name in asked for c in MORE[name])]
+    labels, frames = {"dataset": getattr(dataset, "name", None), "network": clip.title}, []
     for key in methods:
-        method, seed = key if isinstance(key, tuple) else (key, None)
-        frame = pd.DataFrame(rows[key], columns=[*KEYS, *SCORES, *MORE["image_threshold"], *answers])
+        frame = pd.DataFrame(rows[key], columns=columns)
         frame = frame.drop(columns=[] if "image_threshold" in measures else MORE["image_threshold"])
         for name in segment:
             counted = pd.DataFrame(pixels[key, name], columns=[*KEYS, *MORE[name]])
             frame = frame.merge(counted, "outer", KEYS, validate="1:1")
-        labels = {"dataset": getattr(dataset, "name", None), "network": clip.title}
-        frames.append(frame.assign(**labels, method=method, seed=seed))
+        frame = frame.sort_values("image_id", key=lambda ids: ids.map(order), kind="stable")
+        frames.append(labelled(frame.assign(**labels), key))
     return pd.concat(frames, ignore_index=True)
 
 
+def labelled(rows, key):
+    """Rows with the columns method and seed of their key, a method or (method, seed)."""
+    method, seed = key if isinstance(key, tuple) else (key, None)
+    return rows.assign(method=method, seed=seed)
+
+
 def _score_batch(batch, found, normalize, observe, more=()):
-    """Images of one size are scored together, as many as a CPU's caches hold. more: [P, …] measured
-    elsewhere, further columns."""
+    """A row a pair. Images of one size are scored together, as many as a CPU's caches hold. more: [P, …]
+    measured elsewhere, further columns."""
     counts, room = [len(names) for names in batch.names], 2**20 if found.device.type == "cpu" else 2**26
     groups, pixels, rows = defaultdict(list), defaultdict(int), []
     for k, pairs in enumerate(torch.arange(len(found), device=found.device).split(counts)):

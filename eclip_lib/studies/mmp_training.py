@@ -45,12 +45,9 @@ def views_study(run, clip, models, count=500, batch_size=64):
             trained = run.train(clip, features, run.chosen_mask, seed, batch_size=batch_size)
             pairs[kind, seed] = trained.pair
             losses.append({"views": kind, "loss": trained.losses["loss"].iloc[-1]})
-    measured = over_trainings(seed_table(run, score_pairs(run, clip, pairs))).rename(
-        columns={"pooling": "views"}
-    )
-    return measured.merge(
-        pd.DataFrame(losses).groupby("views", as_index=False).mean(), on="views", how="left"
-    )
+    measured = over_trainings(seed_table(run, score_pairs(run, clip, pairs)))
+    mean = pd.DataFrame(losses).groupby("views", as_index=False).mean()
+    return measured.rename(columns={"pooling": "views"}).merge(mean, on="views", how="left")
 
 
 def recognition(run, clip, after=None):
@@ -71,17 +68,12 @@ def verdict(gained, views=None):
     lines = []
     for measure in ("mIoU", "mSC"):
         up, open_, down = counts(gained, measure)
-        lines.append(
-            f"ECLIP's {measure} lies above CLIP's in {up} of {len(gained)} cases, below in {down}; {open_} "
-            "open"
-        )
-    if views is None:
-        return "\n".join(lines)
-    for name, part in views.groupby("dataset", sort=False):
+        said = f"ECLIP's {measure} lies above CLIP's in {up} of {len(gained)} cases"
+        lines.append(f"{said}, below in {down}; {open_} open")
+    for name, part in () if views is None else views.groupby("dataset", sort=False):
         rows = part.set_index("views")
-        plain = rows.loc["as they are"]
         for kind, row in rows.drop(index="as they are").iterrows():
-            gap = trainings_apart(row, plain)
+            gap = trainings_apart(row, rows.loc["as they are"])
             lines.append(f"{name}: pictures {kind} against pictures as they are: {gap}")
     return "\n".join(lines)
 

@@ -32,9 +32,7 @@ def typical(run, clip, name, percentiles=(25, 50, 75)):
     rows = rows.sort_values("score_contrast", kind="stable")
     chosen = rows.iloc[[round(p / 100 * (len(rows) - 1)) for p in percentiles]]
     found = {e.image_id: e for e in run.load_dataset(name) if e.image_id in set(chosen["image_id"])}
-    pairs = [
-        (found[image], text) for image, text in zip(chosen["image_id"], chosen["class_name"], strict=True)
-    ]
+    pairs = [(found[row["image_id"]], row["class_name"]) for _, row in chosen.iterrows()]
     said = chosen[["image_id", "class_name"]].assign(contrast=100 * chosen["score_contrast"])
     said.insert(0, "percentile", percentiles)
     return pairs, said.reset_index(drop=True)
@@ -71,11 +69,8 @@ def _view(clip, image, text, method, pair):
 def draw(run, clip, image, text, method):
     """The image, and beside it the map of a text over it, as JPEG bytes. Raises ValueError where the method
     does not fit the network."""
-    view, buffer = (
-        _view(clip, image, text, method, run.load_pair(clip) if method == "eclip" else None),
-        io.BytesIO(),
-    )
-    view.save(buffer, "jpeg", dpi=90, pil_kwargs={"quality": 85})
+    pair, buffer = run.load_pair(clip) if method == "eclip" else None, io.BytesIO()
+    _view(clip, image, text, method, pair).save(buffer, "jpeg", dpi=90, pil_kwargs={"quality": 85})
     return buffer.getvalue()
 
 

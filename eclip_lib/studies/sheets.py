@@ -58,9 +58,8 @@ def figure_11(run, count=2):
     """Fig. 11: Bi-Model and ECLIP on the coarse and the fine ViT, for both classes of images that hold two,
     on the last dataset. Returns the figure, or None where the run has no two ViTs or no such image."""
     dataset, shown, networks = run.load_dataset(run.datasets[-1]), {}, vits(run)
-    found = [example for example in examples(dataset, min(len(dataset), 40)) if len(example.masks) > 1][
-        :count
-    ]
+    found = [example for example in examples(dataset, min(len(dataset), 40)) if len(example.masks) > 1]
+    found = found[:count]
     if len(networks) < 2 or not found:
         return None
     for method in ("bi_model", "eclip") if has_pair(run) else ("bi_model",):
