@@ -82,7 +82,7 @@ def test_networks_side_by_side_add_up_to_the_whole_run(tmp_path, monkeypatch):
         assert network in saved(part)["table_1.csv"] and part.place == part.out / "parts" / network
     joined = eclip.load_profile(profile, out=tmp_path / "joined")
     assert joined.place == joined.out and not (joined.out / "tables").exists()
-    for place in ("evaluation.evaluator.loaded", "experiment.train_pairs", "feature_cache.CacheJob.make"):
+    for place in ("evaluation.annotated.loaded", "experiment.train_pairs", "feature_cache.CacheJob.make"):
         monkeypatch.setattr(f"eclip_lib.{place}", None)  # nothing is measured again
     assert saved(joined) == whole
 

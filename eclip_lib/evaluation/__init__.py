@@ -1,7 +1,8 @@
 """How a map is scored (`metrics`), an explainer over a dataset (`evaluator`), and what its rows say
 (`statistics`); paper §4.1."""
 
-from .evaluator import MORE, Batch, batches, evaluate, prompts, recognize
+from .annotated import Batch, batches, prompts
+from .evaluator import MORE, evaluate, recognize
 from .metrics import average_precision, best_iou, score_contrast
 from .statistics import (
     MEASURES,
