@@ -190,14 +190,15 @@ def code_digest(*places) -> str:
     for place in places:
         for path in sorted((package / place).rglob("*.py")) or [package / place]:
             sha.update(ast.dump(_without_docstrings(ast.parse(path.read_text()))).encode())
-    sha.update(" ".join(_version(name) for name in DECIDING).encode())
+    sha.update(" ".join(version_of(name) for name in DECIDING).encode())
     return sha.hexdigest()[:16]
 
 
-def _version(name):
+def version_of(name) -> str:
+    """A package's version; "none" of an extra that is not installed, and of a clone that is on the path."""
     try:
         return version(name)
-    except PackageNotFoundError:  # of an extra that is not installed
+    except PackageNotFoundError:
         return "none"
 
 

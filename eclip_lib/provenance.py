@@ -4,7 +4,6 @@ import platform
 import shutil
 import subprocess
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -26,7 +25,9 @@ def commit():
 def versions():
     """{what: version} of all that a number may hang on."""
     names = {"torch": "torch", "open_clip": "open_clip_torch", "timm": "timm", "eclip_lib": "eclip-lib"}
-    return {"python": platform.python_version()} | {name: version(known) for name, known in names.items()}
+    return {"python": platform.python_version()} | {
+        name: files.version_of(known) for name, known in names.items()
+    }
 
 
 @cache
