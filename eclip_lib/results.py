@@ -102,9 +102,8 @@ class Results(Profile):
         found = {network: self.pair_of(network) for network in [clip.network, *self.networks]}
         if found[clip.network] is None:
             lacking = ", ".join(network for network, path in found.items() if path is None)
-            raise FileNotFoundError(
-                f"no trained pair for {lacking}: run notebook 05 first (it writes {self.place / 'pairs'})"
-            )
+            said = f"no trained pair for {lacking}: run notebook 05 first"
+            raise FileNotFoundError(f"{said} (it writes {self.place / 'pairs'})")
         return Projection.load(found[clip.network], clip)
 
     def pair_of(self, network):
@@ -118,12 +117,10 @@ class Results(Profile):
 
     def _trains_as(self, place):
         """Whether the run in a folder trains its pairs as this one does."""
-        theirs, ours = (
-            provenance.Record(place / "run.json").read().get("settings", {}),
-            self.model_dump(mode="json"),
-        )
-        decides = ("pretrained", "precision", "masks", "pairs", "limit_pairs", "training", "seed")
-        return all(theirs.get(name) == ours[name] for name in decides if theirs) and bool(theirs)
+        theirs = provenance.Record(place / "run.json").read().get("settings")
+        decides = {"pretrained", "precision", "masks", "pairs", "limit_pairs", "training", "seed"}
+        ours = self.model_dump(mode="json", include=decides)
+        return bool(theirs) and all(theirs.get(name) == value for name, value in ours.items())
 
     # ------------------------------------------------------------------ where its numbers come from
 

@@ -24,6 +24,8 @@ from .projection import Projection
 from .provenance import commit
 from .recipe import batches, learning_rate, new_pair
 
+SETTINGS = ("epochs", "batch_size", "lr", "weight_decay", "seed", "init")  # of a training
+
 
 class _Ranks(nn.Module):
     """Eq. 9 over the batch of all ranks: each projects its share, open_clip's loss gathers the features. One
@@ -45,15 +47,12 @@ def require_trainable(clip, pooling, batch_size, init):
     """What can be known before features are cached. Raises ValueError."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     if batch_size < 2 or batch_size % world:
-        said = (
-            f"a batch of {batch_size} cannot be shared by {world} ranks" if batch_size > 1 else "a batch of 1"
-        )
+        said = f"a batch of {batch_size}" + (f" cannot be shared by {world} ranks" if batch_size > 1 else "")
         raise ValueError(f"{said}: Eq. 9 tells pairs apart, so it needs 2 or more, as many for every rank")
     whole = str(pooling).startswith(("attention", "tokens/"))
     if init == "clip" and clip.pools == "feature_map" and not whole:
-        raise ValueError(
-            f"{clip.network}: its own pair reads no feature map, as {pooling} does; init 'random'"
-        )
+        said = f"{clip.network}: its own pair reads no feature map, as {pooling} does"
+        raise ValueError(f"{said}; init 'random'")
 
 
 def _check(clip, cache, pooling):
@@ -126,16 +125,14 @@ class _Training:
             dist.all_reduce(mean)
             mean /= self.world
         line = {"epoch": len(self.history) + 1, "loss": float(mean), "lr": rate}  # waits for the device
-        finite = math.isfinite(line["loss"]) and all(p.isfinite().all() for p in self.pair.parameters())
-        if not finite:
-            said = f"the loss is {line['loss']} in epoch {line['epoch']}"
+        if not (math.isfinite(line["loss"]) and all(p.isfinite().all() for p in self.pair.parameters())):
+            said = f"training diverged in epoch {line['epoch']} (loss {line['loss']:.3g})"
             raise ValueError(f"{said}; train with a smaller learning rate than {self.lr}")
         self.history.append(line | {"seconds": time.perf_counter() - begin})
 
     @property
     def settings(self):
-        names = ("epochs", "batch_size", "lr", "weight_decay", "seed", "init")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in SETTINGS}
 
     @property
     def _key(self):
@@ -143,9 +140,8 @@ class _Training:
 
     def save(self, path):
         """Keep what an interrupted training goes on from."""
-        parts = (self.pair, self.optimizer, self.schedule)
-        state = {"key": self._key, "history": self.history, "parts": [part.state_dict() for part in parts]}
-        write_state(path, state)
+        parts = [part.state_dict() for part in (self.pair, self.optimizer, self.schedule)]
+        write_state(path, {"key": self._key, "history": self.history, "parts": parts})
 
     def resume(self, path):
         """Go on where `save` stopped; from the start where there is nothing whole of this training."""
@@ -176,9 +172,7 @@ def read_state(path, key):
         return None
 
 
-def train_pairs(
-    clip, cache: Cache, wanted, on_epoch=None, resume=None
-) -> list[tuple[Projection, pd.DataFrame]]:
+def train_pairs(clip, cache: Cache, wanted, on_epoch=None, resume=None) -> list:
     """Train several pairs side by side, an epoch of each in turn, so that every view of the cache is made
     once -> what `train_pair` gives of each.
 
