@@ -150,9 +150,8 @@ def _gradio():
     try:
         import gradio
     except ImportError as error:
-        raise ValueError(
-            f"the page needs gradio ({error}): pip install '.[app]' in the clone, or 'eclip-lib[app]'"
-        ) from error
+        said = f"the page needs gradio ({error})"
+        raise ValueError(f"{said}: pip install '.[app]' in the clone, or 'eclip-lib[app]'") from error
     return gradio
 
 
@@ -160,12 +159,10 @@ def serve(offered=(), port=None, **options):
     """What the command does: the page on this machine until it is stopped. options: of `Desk`."""
     gr = _gradio()
     matplotlib.use("Agg")  # figures are drawn in threads
-    theme = gr.themes.Default(
-        font=["system-ui", "sans-serif"], font_mono=["monospace"]
-    )  # nobody else's fonts
-    page(list(offered) or networks(), Desk(**options)).launch(
-        server_port=port, theme=theme, show_error=True, max_file_size="50mb"
-    )
+    # nobody else's fonts
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    shown = page(list(offered) or networks(), Desk(**options))
+    shown.launch(server_port=port, theme=theme, show_error=True, max_file_size="50mb")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from .. import files
 from ..evaluation import evaluate
+from ..evaluation.evaluator import read_rows
 from ..experiment import core_digest
 from ..feature_cache import Cache, CacheJob
 from . import outputs
@@ -141,12 +142,9 @@ def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_siz
 
         return work
 
-    scatter(setup, len(paths), lambda number: paths[number].exists(), f"evaluation {folder}", workers, gpus)
-    done = [
-        pd.read_csv(path, dtype={"image_id": str}, float_precision="round_trip")
-        for path in paths
-        if path.exists()
-    ]
-    if not done:
+    done = lambda number: read_rows(paths[number]) is not None  # noqa: E731
+    scatter(setup, len(paths), done, f"evaluation {folder}", workers, gpus)
+    found = [rows for path in paths if (rows := read_rows(path)) is not None]
+    if not found:
         raise ValueError(f"no part of {dataset.name} could be evaluated; the warnings say why")
-    return pd.concat(done, ignore_index=True)
+    return pd.concat(found, ignore_index=True)

@@ -1,4 +1,5 @@
-"""Before a run: what of all that it needs is not there, and what a run without that leaves out."""
+"""Before a run: what of all that it needs is not there, what a run without that leaves out, and what decides
+it."""
 
 import os
 import re
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from .. import files
 from ..networks import checkpoints
+from ..profiles import INCIDENTAL
 from . import outputs
 
 SOME = r"present.*|partial: \d+ of \d+ images"  # what can be run
@@ -24,12 +26,8 @@ class Lack:
     file: str = ""
 
     def __str__(self):
-        how = (
-            "comes by itself where there is a network"
-            if self.file
-            else self.how or "nothing gets it by itself"
-        )
-        return f"missing: {self.what}, looked for in {self.where}; {how}"
+        how = "comes by itself where there is a network" if self.file else self.how
+        return f"missing: {self.what}, looked for in {self.where}; {how or 'nothing gets it by itself'}"
 
 
 def lacks(run, training=True) -> list[Lack]:
@@ -111,6 +109,32 @@ def weights(run):
     return named + [checkpoints.folder() / name for name in known if name]
 
 
+def inputs(run):
+    """All that decides every notebook of a run, by content: the settings, the library that notebooks can
+    reach with its data files, the demo's models, weights, datasets and pairs."""
+    library = Path(__file__).parents[1]
+    rooms = [p.name for p in sorted(library.iterdir()) if p.suffix == ".py" or (p / "__init__.py").exists()]
+    code = files.code_digest(*(name for name in rooms if name not in ("commands", "cli.py")))
+    data = [p for p in sorted(library.rglob("*")) if p.suffix in (".yaml", ".tsv")]
+    demo = sorted((files.REPOSITORY / "data" / "demo").glob("*"))
+    models = [p for p in demo if p.suffix in (".safetensors", ".gz", ".json")]
+    digests = [[p.name, files.digest(p)] for p in [*data, *models, *weights(run)] if p.is_file()]
+    settings = run.model_dump(mode="json", exclude={"out", "changed", "saved", *INCIDENTAL})
+    states = [_state(lambda name=name: run.load_dataset(name).identity) for name in run.datasets]
+    return files.digest([settings, code, digests, states, _state(lambda: _stamps(run.load_pairs()))])
+
+
+def _stamps(source):
+    return [source.about, [source.stamp(part) for part in source.parts]]
+
+
+def _state(look):
+    try:
+        return look()
+    except (OSError, ValueError) as error:  # the notebook will say so
+        return str(error)
+
+
 def require_free(run, books, training):
     """A run writes over nothing that is committed, nor over what it reads. Raises ValueError, OSError."""
     for place in (files.REPOSITORY / "notebooks", files.REPOSITORY / "results"):
@@ -123,9 +147,8 @@ def require_free(run, books, training):
     names = () if known.get("dropped") else ("networks", "datasets", "limit", "limit_pairs")
     other = [name for name in names if known.get("settings", {}).get(name, own := getattr(run, name)) != own]
     if other:
-        raise ValueError(
-            f"{files.few([run.out])} holds a run with other {', '.join(other)}; name another --out"
-        )
+        other = ", ".join(other)
+        raise ValueError(f"{files.few([run.out])} holds a run with other {other}; name another --out")
     made = [run.out / "notebooks" / path.name for path in books] + [run.record.path]
     made += [run.path("pairs", f"{network}-ECLIP") for network in run.networks if training]
     texts = "".join(path.read_text() for path in books)  # what they save is named in them

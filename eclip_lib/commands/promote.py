@@ -27,9 +27,8 @@ def promote(profile="demo", out=None, into=None, partial=False):
     into = files.REPOSITORY / "results" / run.name if into is None else files.place(into)
     found = [path for kind, suffix in KINDS.items() for path in (run.out / kind).glob(f"[!.]*.{suffix}")]
     if not found:
-        raise FileNotFoundError(
-            f"nothing to promote in {run.out}; run `eclip reproduce --profile {profile}` first"
-        )
+        command = f"eclip reproduce --profile {profile}"
+        raise FileNotFoundError(f"nothing to promote in {run.out}; run `{command}` first")
     facts = run.record.read()
     wrong = shortcomings(run, facts)
     if wrong and not partial:
@@ -52,17 +51,16 @@ def shortcomings(run, facts) -> list[str]:
     """What keeps a run from being the whole of its profile, in words, by its `run.json`."""
     if not facts:
         return ["it has no run.json"]
-    parts, found = facts.get("notebooks", {}), []
-    for path in notebooks(run):
-        state = parts.get(path.stem, {}).get("state", "not run")
-        found += [f"{path.stem} {state}"] if state != "complete" else []
+    parts = facts.get("notebooks", {})
+    states = {path.stem: parts.get(path.stem, {}).get("state", "not run") for path in notebooks(run)}
+    found = [f"{name} {state}" for name, state in states.items() if state != "complete"]
     for words, kind in (("with", "changed"), ("without", "dropped")):
         named = dict.fromkeys(name for part in [facts, *parts.values()] for name in part[kind])
         found += [f"{words} {', '.join(named)}"] if named else []
-    for name, about in checkpoints.registry()["datasets"].items():
-        count = facts.get("datasets", {}).get(name, about["images"])
-        found += [f"{count} of {about['images']} images of {name}"] if count < about["images"] else []
-    return found
+    whole = {name: about["images"] for name, about in checkpoints.registry()["datasets"].items()}
+    seen = {name: count for name, count in facts.get("datasets", {}).items() if name in whole}
+    short = [name for name, count in seen.items() if count < whole[name]]
+    return found + [f"{seen[name]} of {whole[name]} images of {name}" for name in short]
 
 
 # ---------------------------------------------------------------------- the committed notebooks
