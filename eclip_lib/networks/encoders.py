@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
+from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from ..method import ImageFeatures
@@ -143,12 +144,9 @@ def resize_input(visual, size):
         raise ValueError(f"an input of {size[0]}x{size[1]} does not divide into cells of {cell}")
     if isinstance(visual, TimmModel):
         return visual.set_input_size(size)
-    first, cells = owner.positional_embedding.split([1, len(owner.positional_embedding) - 1])
-    side = round(len(cells) ** 0.5)
     grid = tuple(s // step for s, step in zip(size, stride, strict=True))
-    cells = cells.T.reshape(1, -1, side, side)
-    cells = F.interpolate(cells, grid, mode="bicubic", antialias=True, align_corners=False).flatten(2)[0].T
-    owner.positional_embedding = nn.Parameter(torch.cat([first, cells]), requires_grad=False)
+    positions = resample_abs_pos_embed(owner.positional_embedding[None], grid)[0]
+    owner.positional_embedding = nn.Parameter(positions, requires_grad=False)
     visual.image_size, visual.grid_size = tuple(size), grid
 
 
