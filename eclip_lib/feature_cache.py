@@ -147,8 +147,7 @@ class CacheJob:
 
     def was_whole(self):
         """Whether the first view was finished once with the parts that there are now."""
-        manifest = files.read_json(self.views[0].folder / "manifest.json")
-        return isinstance(manifest, dict) and manifest.get("stamps") == self._stamps()
+        return files.read_json(self.views[0].folder / "manifest.json").get("stamps") == self._stamps()
 
     def _stamps(self):
         parts = zip(self.source.names, self.source.parts, strict=True)

@@ -67,9 +67,8 @@ def read_text(path) -> str:
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it first, e.g. with iconv"
-        ) from error
+        said = f"{path} is not UTF-8 ({error.reason} at byte {error.start})"
+        raise ValueError(f"{said}; convert it first, e.g. with iconv") from error
 
 
 @contextmanager
@@ -85,9 +84,8 @@ def replacing(path):
         os.replace(partial, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            raise OSError(
-                f"no room for {path.name} in {path.parent}: free some space and run again, it resumes"
-            ) from error
+            said = f"no room for {path.name} in {path.parent}"
+            raise OSError(f"{said}: free some space and run again, it resumes") from error
         raise
     finally:
         partial.unlink(missing_ok=True)
@@ -129,21 +127,22 @@ def end_with(parent):
     threading.Thread(target=watch, daemon=True).start()
 
 
-def read_json(path):
-    """A note of our own -> its content, or None where it is missing, empty or half-written: then the work is
-    done again."""
+def read_json(path) -> dict:
+    """A JSON file of names and values -> its content, {} where it is missing, half-written or another
+    thing: then the work is done again."""
     try:
         return parsed(Path(path).read_bytes())
     except OSError:
-        return None
+        return {}
 
 
-def parsed(text):
-    """What JSON says, of any Unicode encoding, or None where it is none that Python can hold."""
+def parsed(text) -> dict:
+    """What JSON says by name, of any Unicode encoding; {} where it is none that Python can hold."""
     try:
-        return json.loads(text)
+        found = json.loads(text)
+        return found if isinstance(found, dict) else {}
     except (ValueError, RecursionError):
-        return None
+        return {}
 
 
 def as_json(about) -> str:

@@ -48,8 +48,7 @@ class Record:
 
     def read(self) -> dict:
         """All facts so far; {} where there are none, or half of them."""
-        found = files.read_json(self.path)
-        return found if isinstance(found, dict) else {}
+        return files.read_json(self.path)
 
     def add(self, facts: dict):
         """Facts take the place of those of the same name; of what is `GATHERED` each keeps its own."""

@@ -121,9 +121,9 @@ def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_siz
     about |= dataset.identity | clip.identity
     folder = Path(folder)
     note = files.read_json(folder / "about.json")
-    if note is not None and files.digest(note) != files.digest(about):
+    if note and files.digest(note) != files.digest(about):
         raise ValueError(f"{folder} holds rows of another evaluation; name another folder, or empty it")
-    if note is None:  # parts without a whole note are of nobody knows what
+    if not note:  # parts without a whole note are of nobody knows what
         old = list(folder.glob("[0-9][0-9][0-9][0-9][0-9].csv"))
         outputs.require_free([], unnamed=dict.fromkeys(old, outputs.ROWS))
         for path in old:

@@ -104,9 +104,8 @@ def require(path, dataset, layout):
     """Return `path`, or raise FileNotFoundError that says which dataset lacks it and which layout is
     expected."""
     if not Path(path).exists():
-        raise FileNotFoundError(
-            f"{dataset}: {path} is missing. Expected {layout}. See data/README.md for how to get it."
-        )
+        said = f"{dataset}: {path} is missing. Expected {layout}"
+        raise FileNotFoundError(f"{said}. See data/README.md for how to get it.")
     return Path(path)
 
 
@@ -179,7 +178,5 @@ def _eight_bits(image, kind, name):
 
 def check_size(mask, image, path):
     """Raise ValueError where a mask [H, W] and its image (PIL) differ in size."""
-    if mask.shape != image.size[::-1]:
-        raise ValueError(
-            f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, its image {image.width}x{image.height}"
-        )
+    if (size := mask.shape[::-1]) != image.size:
+        raise ValueError(f"{path}: the mask is {size[0]}x{size[1]}, its image {image.width}x{image.height}")
