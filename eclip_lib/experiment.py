@@ -67,8 +67,7 @@ class Run(Results):
     def load_masks(self):
         """{name: the self-supervised model whose attention is the mask}; random weights where CLIP's are."""
         models = {}
-        for name, where in self.masks.items():
-            network, _, checkpoint = where.partition("=")
+        for name, (network, checkpoint) in self.mask_models.items():
             checkpoint = None if self.pretrained is None else checkpoint or "default"
             models[name] = load_attention(network, checkpoint, self.device)
             self.saw("weights", f"{name}, {network}", lambda model=models[name]: mask_identity(model)[1])

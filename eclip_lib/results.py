@@ -15,6 +15,7 @@ from .evaluation.regression import compare
 from .profiles import INCIDENTAL, Profile
 from .projection import Projection
 
+KINDS = {"tables": "csv", "figures": "png", "pairs": "safetensors"}  # what a run makes
 TOLERANCE = 0.05  # of a regression cell, in the table's own unit: percent, mostly; see docs/architecture.md
 
 
@@ -46,8 +47,7 @@ class Results(Profile):
 
     def path(self, kind, name):
         """`place`/tables/name.csv, `place`/figures/name.png or `place`/pairs/name.safetensors."""
-        suffix = {"tables": "csv", "figures": "png", "pairs": "safetensors"}[kind]
-        return self.place / kind / f"{name}.{suffix}"
+        return self.place / kind / f"{name}.{KINDS[kind]}"
 
     def committed(self, kind, name):
         """The same file as committed."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from .. import files
 from ..networks import checkpoints
 from ..profiles import INCIDENTAL
-from . import outputs
+from . import outputs, resources
 
 SOME = r"present.*|partial: \d+ of \d+ images"  # what can be run
 
@@ -33,16 +33,14 @@ class Lack:
 def lacks(run, training=True) -> list[Lack]:
     """All that a run needs and does not find, without reading much of what is there; masks and pairs only
     where it is `training`."""
-    from .resources import status  # which counts the notebooks
-
     weights, found = checkpoints.registry()["weights"], _named(run)
-    for thing in status(run).itertuples():
+    for thing in resources.status(run).itertuples():
         if re.fullmatch(SOME, thing.state):
             continue
         network, _, file = thing.part.partition(": ")
         parts = [thing.part if thing.part in run.datasets else "pairs"]
         if file in weights:
-            masks = [name for name, where in run.masks.items() if where.partition("=")[0] == network]
+            masks = [name for name, (model, _) in run.mask_models.items() if model == network]
             parts = [network] if network in run.networks else masks
         comes = file in weights and not (checkpoints.folder() / file).exists()
         state = thing.state.removeprefix("missing").lstrip(": ")
@@ -54,7 +52,7 @@ def lacks(run, training=True) -> list[Lack]:
 def _named(run):
     """Files that the settings name and that are not there."""
     named = [(run.pretrained, run.networks), (run.projection, ["projection"])]
-    named += [(where.partition("=")[2], [name]) for name, where in run.masks.items()]
+    named += [(checkpoint, [name]) for name, (_, checkpoint) in run.mask_models.items()]
     named += [(run.scratch[network], [network]) for network in run.networks if network in run.scratch]
     known, found = checkpoints.registry()["weights"], []
     for word, parts in named:
@@ -99,14 +97,11 @@ def _obtained(file, say):
 def weights(run):
     """The files of weights that a run names, or that are registered for its networks and masks."""
     words = [run.pretrained, run.projection, *run.scratch.values()]
-    words += [where.partition("=")[2] for where in run.masks.values()]
+    words += [checkpoint for _, checkpoint in run.mask_models.values()]
     named = checkpoints.files_of(*(word for word in words if word and checkpoints.is_path(word)))
-    tag = "openai" if run.pretrained == "default" else run.pretrained
-    known = [checkpoints.registered(network, tag) for network in run.networks]
-    known += [checkpoints.registered(where.partition("=")[0], "dino") for where in run.masks.values()]
-    known += [word for word in words if word in checkpoints.registry()["weights"]]
-    known += [f"{network}.json" for network in run.networks]  # its configuration, where it is one's own
-    return named + [checkpoints.folder() / name for name in known if name]
+    # a network's configuration, where it is one's own
+    known = [*resources.weight_files(run), *(f"{network}.json" for network in run.networks)]
+    return named + [checkpoints.folder() / name for name in known]
 
 
 def inputs(run):

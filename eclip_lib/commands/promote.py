@@ -11,10 +11,9 @@ from tqdm.auto import tqdm
 from .. import files
 from ..experiment import load_profile
 from ..networks import checkpoints
+from ..results import KINDS
 from . import outputs
 from .notebooks import KERNEL, notebooks
-
-KINDS = {"tables": "csv", "figures": "png", "pairs": "safetensors"}
 
 
 def promote(profile="demo", out=None, into=None, partial=False):

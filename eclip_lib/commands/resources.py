@@ -77,7 +77,7 @@ def _mark(root, file):
 def _sizes(about, root):
     """(what of a dataset is checked here, in words; the files of another size than they came with)."""
     listed = [files.read_json(_mark(root, file)) for file in about.get("files", ())]
-    if not listed or not all(isinstance(names, dict) for names in listed):
+    if not listed or not all(listed):
         return "names, not sizes or contents", []
     return "sizes, not contents", [name for names in listed for name in downloads.differing(names, root)]
 
@@ -116,8 +116,7 @@ def weight_files(run):
         return {}
     tag = "openai" if run.pretrained == "default" else run.pretrained
     found = {checkpoints.registered(network, tag): network for network in run.networks}
-    for where in run.masks.values() if run.pairs else ():
-        network, _, checkpoint = where.partition("=")
+    for network, checkpoint in run.mask_models.values() if run.pairs else ():
         known = checkpoint in checkpoints.registry()["weights"]
         found[checkpoint if known else checkpoints.registered(network, "dino")] = network
     return {name: network for name, network in found.items() if name}
@@ -175,4 +174,4 @@ def fetch(name, root):
 
 def _as_it_came(file, root):
     listed = files.read_json(_mark(root, file))
-    return isinstance(listed, dict) and not downloads.differing(listed, root, contents=True)
+    return bool(listed) and not downloads.differing(listed, root, contents=True)
