@@ -124,16 +124,12 @@ def score_distribution(histograms, title=None):
 
     histograms: {name: (foreground [k], background [k])}, shares of pixels in k equal bins of [0, 1]. Returns
     the figure."""
-    figure, axes = plt.subplots(
-        1, len(histograms), figsize=(3 * len(histograms), 2.6), sharey=True, squeeze=False
-    )
+    size = (3 * len(histograms), 2.6)
+    figure, axes = plt.subplots(1, len(histograms), figsize=size, sharey=True, squeeze=False)
+    looks = [{"label": "foreground", "color": "tab:red"}, {"label": "background", "color": "tab:blue"}]
     for ax, (name, pair) in zip(axes[0], histograms.items(), strict=True):
-        for label, colour, shares in zip(
-            ("foreground", "background"), ("tab:red", "tab:blue"), pair, strict=True
-        ):
-            ax.stairs(
-                shares, np.linspace(0, 1, len(shares) + 1), fill=True, alpha=0.45, color=colour, label=label
-            )
+        for look, shares in zip(looks, pair, strict=True):
+            ax.stairs(shares, np.linspace(0, 1, len(shares) + 1), fill=True, alpha=0.45, **look)
         ax.set(title=name, xlabel="score in the map", xlim=(0, 1))
     axes[0, 0].set_ylabel("share of pixels")
     axes[0, -1].legend(frameon=False, fontsize=8)
@@ -181,9 +177,8 @@ def point_map(image, place, pooled, grid, kinds=None, mask=None, ax=None, title=
     x = (place % width + 0.5 + rng.uniform(-0.42, 0.42, len(place))) * image.width / width
     y = (place // width + 0.5 + rng.uniform(-0.42, 0.42, len(place))) * image.height / height
     size = 4 + 36 * (pooled - pooled.min()) / max(pooled.max() - pooled.min(), 1e-12)
-    colours = np.array(list(SHIFT_COLOURS.values()))[
-        np.full(len(place), 2) if kinds is None else np.asarray(kinds)
-    ]
+    kinds = np.full(len(place), 2) if kinds is None else np.asarray(kinds)
+    colours = np.array(list(SHIFT_COLOURS.values()))[kinds]
     pale = Image.blend(image.convert("L"), Image.new("L", image.size, 255), 0.6)
     overlay(pale, ax=ax, title=title, mask=mask)
     ax.scatter(x, y, s=size, c=colours, alpha=0.9, linewidths=0.6, edgecolors="white")

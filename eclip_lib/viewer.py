@@ -45,9 +45,8 @@ class View:
         plt.close(figure)
 
     def _sheet(self, colormap, alpha):
-        labels = [
-            f"{_label(t)}\nCLIP's cosine {c:.3f}" for t, c in zip(self.texts, self.cosines, strict=True)
-        ]
+        both = zip(self.texts, self.cosines, strict=True)
+        labels = [f"{_label(text)}\nCLIP's cosine {cosine:.3f}" for text, cosine in both]
         columns, rows = [named(method) for method in self.maps], labels
         heats = [*zip(*self.maps.values(), strict=True)]
         if len(columns) == 1:
@@ -107,8 +106,8 @@ def photographs() -> dict[str, tuple[Image.Image, list[str]]]:
     """The photographs that scikit-image brings, as `several` gives pictures."""
     from skimage import data  # of the extra `notebooks`
 
-    images = {name: Image.fromarray(getattr(data, name)()) for name in PHOTOS}
-    return {name: (images[name], [PROMPT.format(n) for n in names]) for name, names in PHOTOS.items()}
+    shown = {name: Image.fromarray(getattr(data, name)()) for name in PHOTOS}
+    return {name: (shown[name], [PROMPT.format(n) for n in names]) for name, names in PHOTOS.items()}
 
 
 # ---------------------------------------------------------------------- what a network can show
@@ -144,10 +143,6 @@ def fitting(clip, methods: Iterable[str], pair=None):
 
 def limits(network):
     """One sentence for a demo network on what it can and cannot know; None for the others."""
-    if network not in demo.NETWORKS:
-        return None
-    return (
-        f"{network} is a mini model of this repository's rendered scenes: it knows "
-        f"{', '.join(scenes.CLASSES)} there, mostly by their colours, and nothing of photographs; the "
-        "network ViT-B-16 is OpenAI's CLIP"
-    )
+    known = f"it knows {', '.join(scenes.CLASSES)} there, mostly by their colours, and nothing of photographs"
+    said = f"{network} is a mini model of this repository's rendered scenes: {known}"
+    return f"{said}; the network ViT-B-16 is OpenAI's CLIP" if network in demo.NETWORKS else None

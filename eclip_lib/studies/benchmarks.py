@@ -57,9 +57,8 @@ def wide(result):
     """A table as the paper prints it: one row a network and method, mIoU and mSC below each dataset."""
     if result.empty:
         return result
-    return result.assign(method=result["method"].map(named)).pivot_table(
-        index=["network", "method"], columns="dataset", values=["mIoU", "mSC"], sort=False
-    )
+    shape = {"index": ["network", "method"], "columns": "dataset", "values": ["mIoU", "mSC"]}
+    return result.assign(method=result["method"].map(named)).pivot_table(**shape, sort=False)
 
 
 def best_in_words(measured):
@@ -114,11 +113,9 @@ def finer_in_words(found):
     """`finer_grid`: one sentence a method."""
     lines = []
     for method, part in found.groupby("method", sort=False):
-        each = [
-            f"{r['mIoU']:+.1f} [{r['mIoU_low']:.1f}, {r['mIoU_high']:.1f}] on {r['dataset']}"
-            for _, r in part.iterrows()
-        ]
-        lines.append(f"{named(method)} changes by {', '.join(each)} mIoU from the coarse to the fine grid")
+        said = "{mIoU:+.1f} [{mIoU_low:.1f}, {mIoU_high:.1f}] on {dataset}"
+        each = ", ".join(said.format(**row) for _, row in part.iterrows())
+        lines.append(f"{named(method)} changes by {each} mIoU from the coarse to the fine grid")
     return "\n".join(lines)
 
 

@@ -74,10 +74,6 @@ def _without_interval(labels, values):
     return _frame([(label, value, nan, nan) for label, value in zip(labels, values, strict=True)])
 
 
-def _names(row, columns):
-    return ", ".join(named(row[c]) for c in columns if c in row and pd.notna(row[c]))
-
-
 def _images(read, table, measure, sign=1, above=0, rows=()):
     """A sign times a measure, less `above`, in some rows of a table with intervals over images. `measure`:
     its column, or [column, that of the low end, that of the high end]."""
@@ -85,8 +81,8 @@ def _images(read, table, measure, sign=1, above=0, rows=()):
     lines = []
     for _, row in _rows(read(table), dict(rows)).dropna(subset=columns).iterrows():
         value, *ends = (sign * row[column] - above for column in columns)
-        label = _names(row, [*CASE, "backbone", "mask", "method", "than"])
-        lines.append((label, value, min(ends), max(ends)))
+        words = (row.get(column) for column in (*CASE, "backbone", "mask", "method", "than"))
+        lines.append((", ".join(named(w) for w in words if pd.notna(w)), value, min(ends), max(ends)))
     return _frame(lines)
 
 

@@ -110,17 +110,14 @@ def verdict(controls, baselines, measured):
     lines = []
     for method, part in controls.groupby("method", sort=False):
         text, _, worse = counts(part, "text")
-        others = counts(part, "against_others")[0]
-        lines.append(
-            f"{named(method)}: the contrast hangs on the text in {text} of {len(part)} cases (opposite in "
-            f"{worse}); the named object above the image's other objects in {others}"
-        )
+        others = f"the named object above the image's other objects in {counts(part, 'against_others')[0]}"
+        said = f"the contrast hangs on the text in {text} of {len(part)} cases (opposite in {worse})"
+        lines.append(f"{named(method)}: {said}; {others}")
     best = baselines.sort_values("mIoU").groupby("dataset").last()
     for name, bar in best.iterrows():
         here = measured[measured["dataset"] == name]
         above = here[here["mIoU"] > bar["mIoU"]]
         who = ", ".join(f"{named(r['method'])} on {r['network']}" for _, r in above.iterrows()) or "none"
-        lines.append(
-            f"{name}: {bar['method']} knows no text and reaches {bar['mIoU']:.1f} mIoU; above it: {who}"
-        )
+        said = f"{bar['method']} knows no text and reaches {bar['mIoU']:.1f} mIoU"
+        lines.append(f"{name}: {said}; above it: {who}")
     return "\n".join(lines)

@@ -95,19 +95,14 @@ BOXES = {  # name: x, y, label, colour
     "own_t": (5.7, -0.3, r"CLIP's own $\phi_t$", "lightgray"),
     "score": (11.2, 1.3, "cosine:\nrecognition\n(mAP)", "lightgray"),
 }
-ARROWS = {  # from, to: label, curvature
-    ("image", "encoder"): ("", 0),
-    ("text", "reader"): ("", 0),
-    ("image", "dino"): ("", 0),
+PLAIN = "image encoder, text reader, image dino, reader own_t, phi_i loss, phi_t loss".split(", ")
+ARROWS = {tuple(ends.split()): ("", 0) for ends in PLAIN} | {  # from, to: label, curvature
     ("encoder", "pool"): ("tokens $F_i$", 0),
     ("dino", "pool"): ("$A$", 0),
     ("pool", "phi_i"): ("$F_{mc}$", 0),
     ("encoder", "phi_i"): ("at test time: every token $F_i$, no mask", -0.08),
     ("encoder", "own"): ("$F_c$", -0.12),
     ("reader", "phi_t"): ("$F_t$", 0),
-    ("reader", "own_t"): ("", 0),
-    ("phi_i", "loss"): ("", 0),
-    ("phi_t", "loss"): ("", 0),
     ("phi_i", "map"): ("", -0.15),
     ("phi_t", "map"): ("", 0.15),
     ("own", "score"): ("", -0.2),
@@ -129,13 +124,9 @@ def architecture():
         patches[name] = drawn.get_bbox_patch()
     figure.canvas.draw()  # the boxes get their sizes, where the arrows end
     for (start, end), (label, bend) in ARROWS.items():
-        style = {
-            "arrowstyle": "->",
-            "ls": "--" if {start, end} & TRAINING else "-",
-            "shrinkA": 0,
-            "shrinkB": 0,
-        }
-        style |= {"patchA": patches[start], "patchB": patches[end], "connectionstyle": f"arc3,rad={bend}"}
+        style = {"arrowstyle": "->", "connectionstyle": f"arc3,rad={bend}", "shrinkA": 0, "shrinkB": 0}
+        style |= {"patchA": patches[start], "patchB": patches[end]}
+        style["ls"] = "--" if {start, end} & TRAINING else "-"
         (x0, y0, *_), (x1, y1, *_) = BOXES[start], BOXES[end]
         ax.annotate("", (x1, y1), (x0, y0), arrowprops=style)
         lift = 0.1 - bend * (x1 - x0) / 2

@@ -51,13 +51,13 @@ def photograph(name):
     return viewer.photographs()[name][0]
 
 
-def explain_one(clip, image, text, method, projection=None):
+def explain_one(clip, image, text, method):
     """One image and text -> (CLIP's cosine, map [H, W]). Raises ValueError for an empty text."""
-    view = _view(clip, image, text, method, projection)
+    view = _view(clip, image, text, method)
     return float(view.cosines), view.maps[method][0]
 
 
-def _view(clip, image, text, method, pair):
+def _view(clip, image, text, method, pair=None):
     if not text.strip():
         raise ValueError("type a text")
     made, refused = viewer.fitting(clip, [method], pair)
