@@ -398,9 +398,9 @@ def test_the_loss_is_equation_9(clip):
 
 def test_the_schedule_is_warm_up_then_cosine():
     rates = [training.learning_rate(step, 100, 10, 1e-4) for step in range(101)]
-    assert (
-        rates[0] == 1e-6 and rates[5] == pytest.approx((1e-6 + 1e-4) / 2) and rates[10] == pytest.approx(1e-4)
-    )
+    assert rates[0] == 1e-6
+    assert rates[5] == pytest.approx((1e-6 + 1e-4) / 2)
+    assert rates[10] == pytest.approx(1e-4)
     assert rates[55] == pytest.approx((1e-4 + 1e-6) / 2) and rates[100] == pytest.approx(1e-6)
     # the paper's ten epochs warm up for a tenth, and so does one alone
     assert [training.learning_rate(step, 100, 100, 1e-4) for step in range(101)] == rates
