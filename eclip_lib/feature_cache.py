@@ -177,10 +177,15 @@ class CacheJob:
         return View(shards.folder, paths, list(good.values()))
 
 
+def ranks():
+    """(number of this process, how many there are) under torchrun; (0, 1) without."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def fill(job, view, workers=0, description=None) -> View:
     """Make what is missing of a view; under torchrun every rank its share of the parts. A part that cannot be
     read is named and left out."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = ranks()
     mine, failed = range(rank, len(job.source.parts), world), []
     with ThreadPoolExecutor() as threads:
         done = dict(zip(mine, threads.map(job.views[view].done, mine), strict=True))

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from . import files
-from .feature_cache import Cache
+from .feature_cache import Cache, ranks
 from .method import contrastive_loss
 from .networks.clip import Clip
 from .poolings import Pooling
@@ -45,7 +45,7 @@ class _Ranks(nn.Module):
 
 def require_trainable(clip, pooling, batch_size, init):
     """What can be known before features are cached. Raises ValueError."""
-    world = dist.get_world_size() if dist.is_initialized() else 1
+    _, world = ranks()
     if batch_size < 2 or batch_size % world:
         said = f"a batch of {batch_size}" + (f" cannot be shared by {world} ranks" if batch_size > 1 else "")
         raise ValueError(f"{said}: Eq. 9 tells pairs apart, so it needs 2 or more, as many for every rank")
@@ -82,7 +82,7 @@ class _Training:
 
     def __post_init__(self):
         self.pooling, cache = Pooling.of(self.pooling), self.cache
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.rank, self.world = ranks()
         require_trainable(self.clip, self.pooling, self.batch_size, self.init)
         _check(self.clip, cache, self.pooling)
         if self.epochs < 1 or not 0 < self.lr < math.inf:
@@ -179,7 +179,7 @@ def train_pairs(clip, cache: Cache, wanted, on_epoch=None, resume=None) -> list:
     wanted: a list of `train_pair`'s pooling and settings, all of them. on_epoch: called with (number in the
     list, epoch, pair). resume: a file a training, written after each epoch."""
     trainings = [_Training(clip, cache, **settings) for settings in wanted]
-    first = not (dist.is_initialized() and dist.get_rank())
+    first = ranks()[0] == 0
     for training, path in zip(trainings, resume or (), strict=False):
         training.resume(path)
     what = f"training {trainings[0].pooling}" if len(trainings) == 1 else f"training {len(trainings)} pairs"

@@ -2,7 +2,9 @@
 `eclip app` and the notebook's explorer."""
 
 import textwrap
+import warnings
 from collections.abc import Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -111,6 +113,16 @@ def photographs() -> dict[str, tuple[Image.Image, list[str]]]:
 
 
 # ---------------------------------------------------------------------- what a network can show
+
+
+@contextmanager
+def noted():
+    """A list that has what was warned of in this block, in words, when it ends."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield notes
+    notes += [str(warning.message) for warning in caught if warning.category is UserWarning]
 
 
 def pair_of(clip, projection=None):

@@ -2,7 +2,6 @@
 network; the map follows."""
 
 import io
-import warnings
 from functools import cache
 
 import ipywidgets as widgets
@@ -90,11 +89,9 @@ def explorer(run, text=None):
     def follow(_=None):
         shown.value, said.value = b"", "…"  # no map of what was asked before
         try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
+            with viewer.noted() as notes:
                 picture = images[image.value][0]
                 shown.value = draw(run, load(network.value), picture, words.value, method.value)
-            notes = [str(w.message) for w in caught if w.category is UserWarning]
             said.value = "; ".join([f"{network.value}, {method.value}: “{words.value}”", *notes])
         except (ValueError, FileNotFoundError) as error:
             said.value = str(error)
