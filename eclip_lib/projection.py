@@ -129,7 +129,8 @@ class Projection(nn.Module, ModelHubMixin):
         made = {"reads": self.reads, **self.metadata}
         lines = "\n".join(f"| {name} | `{value}` |" for name, value in made.items())
         words = {"yaml": about.to_yaml(), "network": made.get("network"), "lines": lines}
-        return ModelCard(CARD.format(**words, **_links()))
+        template = Path(__file__).with_name("card.md").read_text()
+        return ModelCard(template.format(**words, **_links()))
 
 
 def _links():
@@ -139,31 +140,3 @@ def _links():
         return dict(url.split(", ", 1) for url in urls)
     except importlib.metadata.PackageNotFoundError:
         return tomllib.loads((files.REPOSITORY / "pyproject.toml").read_text())["project"]["urls"]
-
-
-CARD = """---
-{yaml}
----
-# ECLIP's pair of projections for {network}
-
-A pair of linear projections (image, text) that takes the place of CLIP's own, so that the map of an image's
-tokens against a text lights up on what the text names, not on its opposite ([*Exploring Visual Explanations
-for Contrastive Language-Image Pre-training*]({Paper})). Made with [eclip_lib]({Repository}). CLIP itself is
-unchanged, and so is its recognition, which keeps its own pair.
-
-| | |
-| --- | --- |
-{lines}
-
-```python
-import eclip_lib as eclip
-
-clip = eclip.load_clip("{network}")
-pair = eclip.Projection.from_pretrained(REPO)  # the name of this repository, "owner/name"
-explain = eclip.explainer("eclip", clip, projection=pair)
-heat = eclip.map_of(clip, explain, eclip.read_image("photo.jpg"), "a photo of the dog")  # [H, W] in [0, 1]
-```
-
-The pair fits this network with these weights alone; it was trained on captions and inherits what they leave
-out.
-"""

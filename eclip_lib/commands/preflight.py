@@ -110,7 +110,7 @@ def inputs(run):
     library = Path(__file__).parents[1]
     rooms = [p.name for p in sorted(library.iterdir()) if p.suffix == ".py" or (p / "__init__.py").exists()]
     code = files.code_digest(*(name for name in rooms if name not in ("commands", "cli.py")))
-    data = [p for p in sorted(library.rglob("*")) if p.suffix in (".yaml", ".tsv")]
+    data = [p for p in sorted(library.rglob("*")) if p.suffix in (".yaml", ".tsv", ".md")]
     demo = sorted((files.REPOSITORY / "data" / "demo").glob("*"))
     models = [p for p in demo if p.suffix in (".safetensors", ".gz", ".json")]
     digests = [[p.name, files.digest(p)] for p in [*data, *models, *weights(run)] if p.is_file()]
