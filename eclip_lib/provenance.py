@@ -56,22 +56,3 @@ class Record:
             known = self.read()
             gathered = {kind: known.get(kind, {}) | facts[kind] for kind in GATHERED if kind in facts}
             files.write(self.path, files.as_json(known | facts | gathered))
-
-
-def essence(facts) -> str:
-    """A `run.json` in a line: what was run, on what, and how far."""
-    if not facts:
-        return "no run.json: nobody knows where these numbers come from"
-    images = (f"{name} ({count} images)" for name, count in facts.get("datasets", {}).items())
-    pairs = (f"{count} pairs of {name}" for name, count in facts.get("pairs", {}).items())
-    left = [name for name, part in facts["notebooks"].items() if part["state"].startswith("failed")]
-    lines = [
-        f"profile {facts['profile']}" + (f" with {', '.join(facts['changed'])}" if facts["changed"] else ""),
-        f"left out, as they were not there: {', '.join(facts['dropped'])}" if facts["dropped"] else "",
-        f"networks {', '.join(facts['settings']['networks'])}",
-        ", ".join([*images, *pairs]),
-        f"on {facts['device']} with torch {facts['versions']['torch']}",
-        f"failed: {', '.join(left)}" if left else "",
-        "promoted in part" if facts.get("partial") else "",
-    ]
-    return "; ".join(line for line in lines if line)

@@ -154,10 +154,6 @@ class Results(Profile):
         whole = {"profile": self.name, **about, "versions": provenance.versions(), "settings": settings}
         self.record.add(whole | self._seen | {"notebooks": {notebook: about | facts}})
 
-    def essence(self) -> str:
-        """`run.json` in a line."""
-        return provenance.essence(self.record.read())
-
     # ------------------------------------------------------------------ what it checks
 
     @property
