@@ -53,14 +53,12 @@ class Pooling:
 def pooled_columns(features, attentions):
     """Every pooling of a batch: `ImageFeatures` and {mask name: A [B, N]} -> {column: [B, C]}."""
     rows = {"attention": features.class_token}
-    readings = [(None, features)]
-    if features.feature_map is not None:
-        readings.append(("tokens", replace(features, feature_map=None)))
-    for reads, part in readings:
+    for reads in [None] if features.feature_map is None else [None, "tokens"]:
+        pooled = partial(pool, features, reads=reads or "feature_map")
         for method in ("average", "max"):
-            rows[str(Pooling(method, reads=reads))] = pool(part, method)
+            rows[str(Pooling(method, reads=reads))] = pooled(method)
         for name, attention in attentions.items():
-            rows[str(Pooling("masked_max", name, reads))] = pool(part, "masked_max", attention)
+            rows[str(Pooling("masked_max", name, reads))] = pooled("masked_max", attention)
     return rows
 
 
