@@ -27,8 +27,8 @@ from .training import train_pairs
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained pair: `pair`, its `losses` (DataFrame of epoch, loss, lr, seconds), and {epoch: pair} as it
-    was in between."""
+    """A trained pair: `pair`, its `losses` (DataFrame of epoch, loss, lr, seconds), and {epoch: pair} in
+    between."""
 
     pair: Projection
     losses: pd.DataFrame
@@ -114,8 +114,7 @@ class Run(Results):
 
     def every_training(self, columns, beyond):
         """[(pooling, seed, init)] of all that the notebooks train on the columns of one network's cache;
-        `beyond`: whether it has the masks beyond the paper's, beside which notebook 03 starts from CLIP's
-        pair."""
+        `beyond`: whether it has the masks beyond the paper's, where 03 also starts from CLIP's pair."""
         every = [(column, "random") for column in columns] + [(self.chosen_mask, "clip")] * beyond
         return [(pooling, seed, init) for pooling, init in every for seed in range(self.trainings)]
 

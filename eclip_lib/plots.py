@@ -39,8 +39,7 @@ def literally(text):
 
 def overlay(image, heat=None, ax=None, title=None, cmap=None, mask=None, words="", alpha=ALPHA):
     """Draw an image (PIL), in grey where a map lies over it: `heat` [H, W] in [0, 1], array or tensor, whose
-    values lie in [0, 1]; a bool one is an outline, as `mask` is. `words` stand in the corner. Returns the
-    axes."""
+    values lie in [0, 1]; a bool one is an outline, as `mask` is. `words`: in the corner. Returns the axes."""
     ax, drawn = ax or plt.gca(), None if heat is None else np.asarray(heat)
     if drawn is not None and drawn.dtype == bool:
         drawn, mask = None, drawn
@@ -59,8 +58,7 @@ def overlay(image, heat=None, ax=None, title=None, cmap=None, mask=None, words="
 
 
 def grid(rows, columns, size, **options):
-    """Axes close together, whose titles and labels keep out of each other's way -> (figure, array of
-    them)."""
+    """Axes close together, with room for titles and labels -> (figure, array of them)."""
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     return figure, axes
@@ -98,8 +96,7 @@ def sheet(rows, columns, names=None, cmap=None, size=1.5, alpha=ALPHA):
 
 
 def judged(example, name, heat):
-    """A panel of `sheet`: a map [H, W] with the outline of one class and its contrast (mSC of this one pair,
-    %)."""
+    """A panel of `sheet`: a map [H, W] with the outline of one class and its contrast (mSC in %)."""
     mask = example.masks[name]
     void = None if example.void is None else torch.from_numpy(example.void)
     contrast = score_contrast(torch.as_tensor(heat), torch.from_numpy(mask), void)

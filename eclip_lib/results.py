@@ -1,5 +1,4 @@
-"""What a run writes, tables, figures, pairs and `run.json`, and how it is checked against what is
-committed."""
+"""What a run writes, tables, figures, pairs and `run.json`, and how it is checked."""
 
 import io
 import re

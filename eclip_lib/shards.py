@@ -47,8 +47,7 @@ class Shards:
             return None
 
     def done(self, number):
-        """Whether a shard is there and as its note says; a damaged one is named, and its note is no longer
-        true."""
+        """Whether a shard is there and as its note says; a damaged one is named, its note removed."""
         path, note = self.path(number), self.note(number)
         if note is None or not path.exists():
             return False

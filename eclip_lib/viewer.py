@@ -126,8 +126,7 @@ def noted():
 
 
 def pair_of(clip, projection=None):
-    """A trained pair for `clip`: `projection` (see `Projection.find`), else a demo network's own; None where
-    there is none."""
+    """A trained pair for `clip`: `projection` (see `Projection.find`), else a demo network's own, or None."""
     own = files.REPOSITORY / "results" / "demo" / "pairs" / f"{clip.network}-ECLIP.safetensors"
     if projection is None and not (clip.network in demo.NETWORKS and own.is_file()):
         return None

@@ -23,8 +23,7 @@ def incomplete(path, problem):
 
 
 def read_annotations(path, keys):
-    """A COCO annotation file -> its dictionary, the lists `keys` in it. Raises ValueError that names the
-    file."""
+    """A COCO annotation file -> its dictionary, the lists `keys` in it. Raises ValueError."""
     try:
         document = json.loads(path.read_bytes())  # of any Unicode encoding
     except (ValueError, RecursionError) as error:
@@ -159,8 +158,8 @@ def _area(segmentation, size):
 
 
 def _run_lengths(text):
-    """The run lengths in COCO's compressed form: five bits a character, from the lowest; from the fourth run
-    on, differences."""
+    """The run lengths in COCO's compressed form: five bits a character, the lowest first; differences from
+    the fourth on."""
     runs, value, shift = [], 0, 0
     for code in text if isinstance(text, bytes) else text.encode():
         value |= (code - 48 & 31) << shift

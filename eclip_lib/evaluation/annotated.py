@@ -17,8 +17,7 @@ from .segmentation import windows
 class Batch:
     """Images of one batch and what is annotated in them. `ids`: B names. `images`: [B, 3, H, W], prepared, on
     CLIP's device. `names`: the classes present in each. `masks`: for each bool [n, h, w] at the image's own
-    size; `void`: for each bool [h, w]. `windows`: for each [n, 3, H, W], its sliding windows, where asked
-    for."""
+    size; `void`: for each bool [h, w]. `windows`: for each [n, 3, H, W], its sliding windows if asked."""
 
     ids: list[str]
     images: torch.Tensor
@@ -90,8 +89,7 @@ def batches(
     least: int = 0,
 ) -> Iterator[Batch]:
     """A dataset in `Batch`es, decoded in `workers`, with a progress bar. slide: with sliding windows; least:
-    only images in which so many classes are present. Raises ValueError where it is empty or cannot be
-    read."""
+    only images in which so many classes are present. Raises ValueError where it is empty or broken."""
     if not len(dataset):
         raise ValueError("the dataset is empty")
     title = f"{clip.network} on {getattr(dataset, 'name', 'a dataset')}, {description}"

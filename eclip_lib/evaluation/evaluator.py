@@ -150,8 +150,7 @@ def _score_batch(batch, found, normalize, observe, more=()):
 
 @torch.no_grad()
 def recognize(dataset, clip, workers=0, batch_size=64):
-    """Recognition by CLIP's own pair (Eq. 3, Table 4) -> (scores [N, T] cosines, labels bool [N, T], mAP in
-    %)."""
+    """Recognition by CLIP's own pair (Eq. 3, Table 4) -> (cosines [N, T], labels bool [N, T], mAP in %)."""
     text = prompts(dataset, clip)
     scores, labels = [], []
     for batch in batches(dataset, clip, batch_size, workers, "recognizing"):

@@ -171,8 +171,7 @@ def over_trainings(seeds: pd.DataFrame) -> pd.DataFrame:
 
 
 def trainings_apart(one, other) -> str:
-    """Two lines of `over_trainings` in words: the difference of their mIoU, and whether trainings tell them
-    apart."""
+    """Two lines of `over_trainings` in words: the gap in mIoU, and whether trainings tell them apart."""
     gap = f"{one['mIoU'] - other['mIoU']:+.1f} mIoU"
     if min(one["seeds"], other["seeds"]) < 2:
         return f"{gap}; one training each, which decides nothing"

@@ -76,8 +76,7 @@ def require(network):
 @cache
 def register():
     """Add the demo networks to open_clip's registry (once), and those whose configuration (NAME.json, in
-    open_clip's form) lies in the folder of weights. Programs that use open_clip themselves call this
-    first."""
+    open_clip's form) lies in the folder of weights. Whoever uses open_clip calls this first."""
     import open_clip
 
     for path in sorted(weights_folder().glob("*.json")):

@@ -67,8 +67,7 @@ def embed_vit(visual, images):
 
 
 def vit_tokens(visual, images, blocks):
-    """What a ViT's tokens are after its first `blocks` blocks (all but the last where it is -1): [B, 1 + N,
-    C]."""
+    """A ViT's tokens after its first `blocks` blocks (-1: all but the last): [B, 1 + N, C]."""
     x = embed_vit(visual, images)
     for block in visual.transformer.resblocks[:blocks]:
         x = block(x)
@@ -76,8 +75,7 @@ def vit_tokens(visual, images, blocks):
 
 
 def finish_vit(visual, x):
-    """What the last block of a ViT gives, [B, 1 + N, C] -> `ImageFeatures`, every token after the final layer
-    norm."""
+    """What a ViT's last block gives, [B, 1 + N, C] -> `ImageFeatures`, after the final layer norm."""
     tokens = visual.ln_post(_alone(visual.attn_pool, x) if visual.attn_pool else x)
     pooled = tokens[:, 0] if pools_class_token(visual) else visual._pool(x)[0]
     return ImageFeatures(pooled, tokens[:, 1:], tuple(visual.grid_size))
@@ -129,9 +127,9 @@ def _timm(visual, images):
 
 
 def resize_input(visual, size):
-    """Let an encoder read images of `size` = (H, W): learned position embeddings are interpolated (bicubic,
-    as open_clip does between square sizes). Changes `visual`; raises ValueError where its grid does not
-    divide the size."""
+    """Let an encoder read images of `size` = (H, W): learned position embeddings are interpolated
+    (bicubic, as open_clip does between square sizes). Changes `visual`; raises ValueError where the size
+    does not fit."""
     visual.preprocess_cfg = {**visual.preprocess_cfg, "size": tuple(size)}
     if isinstance(visual, TimmModel):
         stride = (visual.trunk.feature_info[-1]["reduction"],) * 2
@@ -164,8 +162,7 @@ class Attention:
 
     @cached_property
     def weights(self):
-        """[B, heads, N, N], softmax over the last axis, on the gradient's path; formed when they are asked
-        for."""
+        """[B, heads, N, N], softmax over the last axis, on the gradient's path; formed when asked for."""
         return (self.queries @ self.keys.transpose(-1, -2) * self.queries.shape[-1] ** -0.5).softmax(-1)
 
 

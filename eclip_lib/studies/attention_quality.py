@@ -121,8 +121,7 @@ def about_masks(run):
 
 def training_figure(run):
     """How the demo's own self-supervised models came to attend: loss, and IoU of the attention with objects
-    of validation scenes, by step. Returns the figure, or None where the run's masks were not trained by this
-    repository."""
+    of validation scenes, by step. Returns the figure, or None where the masks are not this repository's."""
     cards = {name: card for name, network in run.masks.items() if (card := _card(network))}
     if not cards or run.pretrained is None:
         return None

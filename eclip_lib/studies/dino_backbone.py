@@ -58,8 +58,7 @@ def new_pair_arm(run, encoder, features, seed):
 
 
 def unlocked(run, clip, name):
-    """The backbone trained on with its pair: the demo's as shipped, else one pass over the run's captions ->
-    `Arm`."""
+    """The backbone trained on with its pair: the demo's as shipped, else on the run's captions -> `Arm`."""
     model = run.load_masks()[name]
     shipped = demo.FOLDER / f"{model.name}-unlocked-seed0.safetensors"
     # training it takes a quarter of an hour

@@ -1,5 +1,4 @@
-"""Notebook 05: ECLIP by masked max pooling for every network, and that nothing else changed (§3.3, Table
-1)."""
+"""Notebook 05: ECLIP by masked max pooling, and that nothing else changed (§3.3, Table 1)."""
 
 import matplotlib.pyplot as plt
 import pandas as pd

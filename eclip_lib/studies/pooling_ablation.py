@@ -1,5 +1,4 @@
-"""Notebook 03: is the pooling the reason? New pairs for every pooling and mask (§3.2 “Pooling”, §3.3, Fig. 3,
-Table 3)."""
+"""Notebook 03: is the pooling the reason? A pair for every pooling and mask (§3.2, §3.3, Fig. 3, Table 3)."""
 
 from dataclasses import replace
 
@@ -166,8 +165,7 @@ def loss_figure(losses, chance):
 
 
 def wide(result):
-    """A table over trainings as the paper prints it: one row a dataset and network, its kinds side by
-    side."""
+    """A table over trainings as the paper prints it: a row a dataset and network, kinds side by side."""
     if result.empty:
         return result
     index = [c for c in ("dataset", "network", "reads") if c in result]

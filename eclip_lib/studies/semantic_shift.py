@@ -1,5 +1,4 @@
-"""Notebook 04: how many channels shift, and does shift explain the opposite map? (Appendix A, Figs. 4 and 9,
-Table 5)"""
+"""Notebook 04: how many channels shift; is it why maps are opposite? (Appendix A, Figs. 4, 9, Table 5)"""
 
 from functools import partial
 
@@ -46,8 +45,7 @@ def shift_rows(dataset, clip, projection=None, workers=0, batch_size=32, ablate=
 
 
 def measured(run, clip, name):
-    """`shift_rows` of a network on one of a run's datasets, measured once; `shifted`: share of the channels
-    (%)."""
+    """`shift_rows` of a network on one of a run's datasets, measured once; `shifted`: in % of channels."""
     dataset, options = run.load_dataset(name), {"workers": run.workers, "batch_size": run.batch_size}
     measure = partial(shift_rows, dataset, clip, seed=run.seed, **options)
     rows = run.once("shift", [clip, dataset, run.seed], measure)
@@ -74,8 +72,7 @@ def shifted_share(rows):
 
 
 def by_size(rows, ratio="foreground"):
-    """(bin, those of the rows that are in it) of Table 5. ratio: "foreground", or "background" for the
-    inverted axis."""
+    """(bin, those of the rows that are in it) of Table 5. ratio: "background" inverts the axis."""
     share = rows["foreground"] if ratio == "foreground" else 1 - rows["foreground"]
     return [(name, rows[(share > low) & (share <= high)]) for name, (low, high) in SIZES.items()]
 

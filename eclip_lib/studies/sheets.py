@@ -8,8 +8,7 @@ from .benchmarks import LATER, TABLE_2, explainers_of, has_pair, vits
 
 
 def figure_1(run, name):
-    """Fig. 1: ground truth, CLIP and ECLIP below each other, one network and image a column. Returns the
-    figure."""
+    """Fig. 1: ground truth, CLIP and ECLIP, one network and image a column. Returns the figure."""
     shown = examples(run.load_dataset(name), len(run.networks))
     images, titles, rows = [], [], {"ground truth": []}
     for k, network in enumerate(run.networks):
@@ -24,8 +23,7 @@ def figure_1(run, name):
 
 
 def later(dataset, count, start):
-    """`count` examples from `start` on, other ones than Fig. 1's; nearer the beginning where there are
-    few."""
+    """`count` examples from `start` on, not Fig. 1's; earlier where there are few."""
     return examples(dataset, count, start=max(0, min(start, len(dataset) - count)))
 
 

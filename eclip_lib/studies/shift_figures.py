@@ -48,8 +48,7 @@ def figure_4(run, network, name, count=3):
 
 
 def figure_9(run, name, count=3):
-    """Fig. 9: attention pooling's points coloured by their shift against max, beside CLIP's map, for every
-    network."""
+    """Fig. 9: attention pooling's points by their shift against max, beside CLIP's map, a network each."""
     shown, networks = examples(run.load_dataset(name), count), len(run.networks)
     figure, axes = plots.grid(len(shown), 2 * networks, (4.2 * networks, 2.2 * len(shown)))
     for k, network in enumerate(run.networks):
