@@ -39,7 +39,7 @@ results: setup  ## copy the last run's tables and figures to results/
 	@$(BIN)/eclip promote --profile $(PROFILE)
 
 notebooks: setup  ## execute the committed notebooks in place (demo)
-	@$(BIN)/python -c "from eclip_lib.commands.promote import execute_in_place; execute_in_place()"
+	@$(BIN)/python tests/in_place.py
 
 book: setup  ## README, notebooks as committed, report and docs as one site: runs/book/index.html
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book]'

@@ -40,30 +40,23 @@ class _TorchvisionBesideCpuTorch(MetaPathFinder):
 sys.meta_path.insert(0, _TorchvisionBesideCpuTorch())
 
 _WHERE = {
-    "method": ["ImageFeatures", "contrastive_loss", "itsm", "pool", "reverse", "score", "similarity"],
-    "projection": ["Projection"],
-    "networks.clip": ["PROMPT", "Clip"],
-    "networks.loading": ["load_clip"],
-    "networks.attention": ["clip_attention", "load_attention"],
-    "explainers": ["explainer", "map_of", "maps"],
-    "datasets": ["Dataset", "Example", "examples", "load_dataset"],
-    "datasets.base": ["read_image"],
-    "datasets.image_text": ["load_pairs"],
-    "evaluation": [
-        "average_precision",
-        "best_iou",
-        "bootstrap",
-        "evaluate",
-        "recognize",
-        "score_contrast",
-        "summarize",
-    ],
-    "feature_cache": ["cache_features"],
-    "poolings": ["Pooling"],
-    "training": ["train_pair"],
-    "experiment": ["load_profile", "open_run", "reported"],
+    "method": "ImageFeatures contrastive_loss itsm pool reverse score similarity",
+    "projection": "Projection",
+    "networks.clip": "PROMPT Clip",
+    "networks.loading": "load_clip",
+    "networks.attention": "clip_attention load_attention",
+    "explainers": "explainer map_of maps",
+    "datasets": "Dataset Example examples load_dataset",
+    "datasets.base": "read_image",
+    "datasets.image_text": "load_pairs",
+    "evaluation": "average_precision best_iou bootstrap evaluate recognize score_contrast summarize",
+    "feature_cache": "cache_features",
+    "poolings": "Pooling",
+    "training": "train_pair",
+    "experiment": "load_profile open_run",
+    "studies.quoted": "reported",
 }
-_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605
 
 

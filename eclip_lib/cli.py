@@ -126,7 +126,7 @@ def status(profile: ProfileOption = "paper", *, settings: dict):
     from .commands import resources
     from .experiment import load_profile
 
-    print(resources.status(load_profile(profile, **settings | {"device": "cpu"})).to_string(index=False))
+    print(resources.as_text(resources.status(load_profile(profile, **settings | {"device": "cpu"}))))
 
 
 @data_app.command()

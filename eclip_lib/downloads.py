@@ -1,6 +1,7 @@
 """Large files from the network: resumed after a broken transfer, checked, unpacked without a half-written
 tree."""
 
+import hashlib
 import itertools
 import os
 import shutil
@@ -23,8 +24,9 @@ def size(count):
     """Bytes in words: "1.9 GB"."""
     if count is None:
         return "size not published"
-    unit = next(unit for unit in (1e9, 1e6, 1e3, 1) if count >= unit or unit == 1)
-    return f"{count / unit:.3g} {({1e9: 'GB', 1e6: 'MB', 1e3: 'kB', 1: 'bytes'})[unit]}"
+    units = {1e9: "GB", 1e6: "MB", 1e3: "kB", 1: "bytes"}
+    unit = next(unit for unit in units if count >= unit or unit == 1)
+    return f"{count / unit:.3g} {units[unit]}"
 
 
 def require_space(path, count, what):
@@ -32,89 +34,81 @@ def require_space(path, count, what):
     place = next(p for p in [Path(path), *Path(path).absolute().parents] if p.exists())
     free = shutil.disk_usage(place).free
     if count and free < count:
-        raise OSError(
-            f"{what} needs {size(count)} on the disk of {path}, which has {size(free)} free: free some "
-            "or name another folder"
-        )
-
-
-class _Resuming:
-    """A pooch downloader that goes on where an earlier, broken transfer to `partial` stopped (HTTP range
-    requests), a few times."""
-
-    def __init__(self, partial, expected):
-        self.partial, self.expected = partial, expected
-
-    def __call__(self, url, output_file, pooch, check_only=False):
-        for attempt in range(TRIES):
-            try:
-                self._transfer(url)
-                break
-            except urllib.error.HTTPError as error:
-                raise OSError(f"{url} answers {error.code} {error.reason}") from error
-            except (
-                OSError
-            ) as error:  # an address that cannot be reached is not asked again, a transfer that broke is
-                if attempt + 1 == TRIES or not self.partial.exists():
-                    raise OSError(f"{url}: {getattr(error, 'reason', error)}") from error
-                time.sleep(min(attempt, 3))
-        os.replace(self.partial, output_file)
-
-    def _transfer(self, url):
-        have = self.partial.stat().st_size if self.partial.exists() else 0
-        if have and have == self.expected:
-            return
-        if self.expected and have > self.expected:
-            have = 0
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        try:
-            answer = urllib.request.urlopen(request, timeout=TIMEOUT)
-        except urllib.error.HTTPError as error:
-            if error.code != 416:  # what we have is as long as what there is, or longer: from the start
-                raise
-            self.partial.unlink()
-            have, answer = 0, urllib.request.urlopen(url, timeout=TIMEOUT)
-        if answer.status != 206:  # a server without ranges starts again
-            have = 0
-        length = answer.headers["Content-Length"]
-        total = have + int(length) if length else self.expected
-        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=self.partial.stem)
-        with answer, open(self.partial, "ab" if have else "wb") as file, bar:
-            while chunk := answer.read(CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-        arrived = self.partial.stat().st_size
-        if total and arrived < total:
-            raise OSError(f"the connection closed after {size(arrived)} of {size(total)}")
+        said = f"{what} needs {size(count)} on the disk of {path}, which has {size(free)} free"
+        raise OSError(f"{said}: free some or name another folder")
 
 
 def fetch(url, path, expected=None, checksum=None):
     """Download `url` to `path`, atomically. expected: bytes; checksum: "md5:…" or "sha256:…". A broken
-    transfer stays as `path`.partial and is taken up again. Another file that is there is kept beside it.
+    transfer stays as `path`.partial and is taken up again (HTTP range requests), a few times by itself.
+    Another file that is there is kept beside it.
 
     Raises OSError: unreachable, no room, or not the file it should be, which is then removed."""
-    import pooch
-
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        have = partial.stat().st_size if partial.exists() else 0
-        require_space(path.parent, expected and expected - have, path.name)
-        pooch.get_logger().setLevel("ERROR")
-        lock = Path(tempfile.gettempdir(), f"eclip-{digest(str(path.absolute()))}.lock")
-        with alone(lock):  # other ranks and programs wait, then find it
-            if not (path.exists() and pooch.hashes.hash_matches(path, checksum)):
-                fresh = path.with_name(f".{path.name}.fetched")
-                pooch.retrieve(
-                    url, checksum, fresh.name, path.parent, downloader=_Resuming(partial, expected)
-                )
-                _tell([place(fresh, path)], path.parent)
-    except ValueError as error:  # pooch, of a checksum
-        raise OSError(
-            f"what {url} sent is not {path.name}: its checksum differs; it was removed, try again later"
-        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    have = partial.stat().st_size if partial.exists() else 0
+    require_space(path.parent, expected and expected - have, path.name)
+    lock = Path(tempfile.gettempdir(), f"eclip-{digest(str(path.absolute()))}.lock")
+    with alone(lock):  # other ranks and programs wait, then find it
+        if not (path.exists() and _is(path, checksum)):
+            _resume(url, partial, expected)
+            if not _is(partial, checksum):
+                partial.unlink()
+                said = f"what {url} sent is not {path.name}: its checksum differs"
+                raise OSError(f"{said}; it was removed, try again later")
+            _tell([place(partial, path)], path.parent)
     return path
+
+
+def _is(path, checksum):
+    if checksum is None:
+        return True
+    kind, _, known = checksum.partition(":")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest() == known
+
+
+def _resume(url, partial, expected):
+    """Go on where an earlier, broken transfer to `partial` stopped."""
+    for attempt in range(TRIES):
+        try:
+            return _transfer(url, partial, expected)
+        except urllib.error.HTTPError as error:
+            raise OSError(f"{url} answers {error.code} {error.reason}") from error
+        except OSError as error:
+            # an address that cannot be reached is not asked again, a transfer that broke is
+            if attempt + 1 == TRIES or not partial.exists():
+                raise OSError(f"{url}: {getattr(error, 'reason', error)}") from error
+            time.sleep(min(attempt, 3))
+
+
+def _transfer(url, partial, expected):
+    have = partial.stat().st_size if partial.exists() else 0
+    if have and have == expected:
+        return
+    if expected and have > expected:
+        have = 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # what we have is as long as what there is, or longer: from the start
+            raise
+        partial.unlink()
+        have, answer = 0, urllib.request.urlopen(url, timeout=TIMEOUT)
+    if answer.status != 206:  # a server without ranges starts again
+        have = 0
+    length = answer.headers["Content-Length"]
+    total = have + int(length) if length else expected
+    bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=partial.stem)
+    with answer, open(partial, "ab" if have else "wb") as file, bar:
+        while chunk := answer.read(CHUNK):
+            file.write(chunk)
+            bar.update(len(chunk))
+    arrived = partial.stat().st_size
+    if total and arrived < total:
+        raise OSError(f"the connection closed after {size(arrived)} of {size(total)}")
 
 
 def place(fresh, path):
@@ -144,11 +138,11 @@ def unpack(archive, root):
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as staged:
         zipped = zipfile.is_zipfile(archive)
+        filtered = {} if zipped else {"filter": "data"}
         with zipfile.ZipFile(archive) if zipped else tarfile.open(archive) as file:
-            for member in tqdm(
-                file.infolist() if zipped else file, desc=f"unpacking {Path(archive).name}", unit="file"
-            ):
-                file.extract(member, staged, **({} if zipped else {"filter": "data"}))
+            inside = file.infolist() if zipped else file
+            for member in tqdm(inside, desc=f"unpacking {Path(archive).name}", unit="file"):
+                file.extract(member, staged, **filtered)
         listed, kept = {}, []
         for path in sorted(p for p in Path(staged).rglob("*") if p.is_file()):
             target = root / path.relative_to(staged)
@@ -162,11 +156,11 @@ def unpack(archive, root):
 def differing(listed, root, contents=False):
     """The files of `unpack` that are not under `root` as they came: by their size, and their digest with
     `contents`."""
-    there = {name: Path(root, name) for name in listed}
-    same = lambda path, bytes, sha: (  # noqa: E731
-        path.is_file() and path.stat().st_size == bytes and (not contents or digest(path) == sha)
-    )
-    return [name for name, about in listed.items() if not same(there[name], *about)]
+
+    def same(path, count, sha):
+        return path.is_file() and path.stat().st_size == count and (not contents or digest(path) == sha)
+
+    return [name for name, about in listed.items() if not same(Path(root, name), *about)]
 
 
 def _members(archive):
@@ -182,8 +176,6 @@ def _members(archive):
     for name, _, plain in members:
         pure = PurePosixPath(name.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0] or not plain:
-            raise ValueError(
-                f"{archive} holds {name!r}, which would land outside its folder or is no plain file: not "
-                "unpacked"
-            )
+            said = f"{archive} holds {name!r}, which would land outside its folder or is no plain file"
+            raise ValueError(f"{said}: not unpacked")
     return members

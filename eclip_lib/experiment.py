@@ -14,9 +14,8 @@ from . import files
 from .datasets import load_dataset
 from .datasets.image_text import load_pairs
 from .evaluation import evaluate
-from .evaluation.evaluator import COLUMNS, read_rows
+from .evaluation.evaluator import COLUMNS, labelled, read_rows
 from .feature_cache import cache_features
-from .files import REPOSITORY
 from .networks.attention import load_attention, mask_identity
 from .networks.loading import load_clip
 from .poolings import Pooling
@@ -28,8 +27,8 @@ from .training import train_pairs
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained pair: `pair`, its `losses` (DataFrame of epoch, loss, lr, seconds), and {epoch: pair} as it
-    was in between."""
+    """A trained pair: `pair`, its `losses` (DataFrame of epoch, loss, lr, seconds), and {epoch: pair} in
+    between."""
 
     pair: Projection
     losses: pd.DataFrame
@@ -68,8 +67,7 @@ class Run(Results):
     def load_masks(self):
         """{name: the self-supervised model whose attention is the mask}; random weights where CLIP's are."""
         models = {}
-        for name, where in self.masks.items():
-            network, _, checkpoint = where.partition("=")
+        for name, (network, checkpoint) in self.mask_models.items():
             checkpoint = None if self.pretrained is None else checkpoint or "default"
             models[name] = load_attention(network, checkpoint, self.device)
             self.saw("weights", f"{name}, {network}", lambda model=models[name]: mask_identity(model)[1])
@@ -116,8 +114,7 @@ class Run(Results):
 
     def every_training(self, columns, beyond):
         """[(pooling, seed, init)] of all that the notebooks train on the columns of one network's cache;
-        `beyond`: whether it has the masks beyond the paper's, beside which notebook 03 starts from CLIP's
-        pair."""
+        `beyond`: whether it has the masks beyond the paper's, where 03 also starts from CLIP's pair."""
         every = [(column, "random") for column in columns] + [(self.chosen_mask, "clip")] * beyond
         return [(pooling, seed, init) for pooling, init in every for seed in range(self.trainings)]
 
@@ -161,25 +158,21 @@ class Run(Results):
         An explainer of the registry that was measured before in this run, on the same images with the same
         weights, is read from `out`/rows; the others share one pass. With `observe` all are measured anew."""
         dataset = self.load_dataset(dataset) if isinstance(dataset, str) else dataset
-        known = dataset.identity
-        about = [clip.identity, known, self._made_by(core_digest())]
-        paths, found = {}, {}
+        about = [clip.identity, dataset.identity, self._made_by(core_digest())]
+        folder, paths, found = self.out / "rows" / dataset.name / clip.network, {}, {}
         for key, explain in explainers.items():
-            identity = known and getattr(explain, "identity", None)
-            if identity:
-                name = f"{identity[0]}-{files.digest([about, identity])}.csv"
-                paths[key] = self.out / "rows" / dataset.name / clip.network / name
-            if identity and observe is None and (rows := read_rows(paths[key], COLUMNS)) is not None:
-                found[key] = rows
-        missing = {key: explain for key, explain in explainers.items() if key not in found}
+            if dataset.identity and (identity := getattr(explain, "identity", None)):
+                paths[key] = folder / f"{identity[0]}-{files.digest([about, identity])}.csv"
+                found[key] = None if observe else read_rows(paths[key], COLUMNS)
+        missing = {key: explain for key, explain in explainers.items() if found.get(key) is None}
         if missing:
             rows = evaluate(missing, dataset, clip, self.workers, self.batch_size, observe=observe)
-            sizes = len(rows) // len(missing)
+            size = len(rows) // len(missing)
             for number, key in enumerate(missing):
-                found[key] = rows.iloc[number * sizes : (number + 1) * sizes]
+                found[key] = rows.iloc[number * size : (number + 1) * size]
                 if key in paths:
                     files.write(paths[key], files.as_csv(found[key], index=False))
-        return pd.concat([_labelled(found[key], key) for key in explainers], ignore_index=True)[COLUMNS]
+        return pd.concat([labelled(found[key], key) for key in explainers], ignore_index=True)[COLUMNS]
 
     def once(self, name, about, measure) -> pd.DataFrame:
         """The table that `measure()` returns, kept in `out`/rows and read from there where all that decides
@@ -195,11 +188,6 @@ class Run(Results):
             table = table.astype(dict.fromkeys(table.select_dtypes("float32"), float))
             files.write(path, files.as_csv(table, index=False))
         return table
-
-
-def reported(name):
-    """A table of the paper, quoted (`results/reported/`)."""
-    return pd.read_csv(REPOSITORY / "results" / "reported" / f"{name}.csv")
 
 
 def _train(clip, features, missing, watched):
@@ -224,11 +212,6 @@ def _read_trained(folder, watched):
     losses = pd.read_csv(folder / "losses.csv", float_precision="round_trip")
     pairs = {epoch: Projection.load(folder / f"epoch{epoch}.safetensors") for epoch in watched}
     return Trained(Projection.load(folder / "pair.safetensors"), losses, pairs)
-
-
-def _labelled(rows, key):
-    method, seed = key if isinstance(key, tuple) else (key, None)
-    return rows.assign(method=method, seed=seed)
 
 
 # ---------------------------------------------------------------------- opening one

@@ -111,12 +111,7 @@ class CacheJob:
             "batch_size": batch_size,
         }
         names = {name: [name] if mask is True else mask_identity(mask) for name, mask in masks.items()}
-        kind = {
-            **clip.identity,
-            "masks": names,
-            "columns": columns_of(clip.pools, masks),
-            "reads": clip.pools,
-        }
+        kind = clip.identity | {"masks": names, "columns": columns_of(clip.pools, masks), "reads": clip.pools}
         self.about = {**kind, **seen, "views": views, "pairs": source.about}
         shown = [{**seen, "pairs": where, "view": view} for view in range(views)]
         self.views = [Shards(folder, kind | view, source) for view in shown]
@@ -130,14 +125,15 @@ class CacheJob:
             for view in shown
         ]
 
-    def make(self, number, view=0, workers=0):
-        """Encode a part into its shard. Raises ValueError where the part cannot be read."""
+    def make(self, number, view=0, workers=0, seen=None):
+        """Encode a part into its shard; seen: called with the number of pairs after each batch. Raises
+        ValueError where the part cannot be read."""
         shards, stores = self.views[view], self.attention[view]
         state, part = shards.state(number), self.source.parts[number]
         attention = {n: load_file(s.path(number))["attention"] for n, s in stores.items() if s.done(number)}
         known = set(attention)
         columns, left_out = encode_pairs(
-            self.clip, self.masks, self.source, part, self.about, view, workers, attention
+            self.clip, self.masks, self.source, part, self.about, view, workers, attention, seen
         )
         note = state | {"pairs": len(columns.get("text", ())), "skipped": left_out.reasons}
         for name in attention.keys() - known:
@@ -151,13 +147,11 @@ class CacheJob:
 
     def was_whole(self):
         """Whether the first view was finished once with the parts that there are now."""
-        manifest = files.read_json(self.views[0].folder / "manifest.json")
-        return isinstance(manifest, dict) and manifest.get("stamps") == self._stamps()
+        return files.read_json(self.views[0].folder / "manifest.json").get("stamps") == self._stamps()
 
     def _stamps(self):
-        return files.digest(
-            [[n, self.source.stamp(p)] for n, p in zip(self.source.names, self.source.parts, strict=True)]
-        )
+        parts = zip(self.source.names, self.source.parts, strict=True)
+        return files.digest([[name, self.source.stamp(part)] for name, part in parts])
 
     def finish(self, view=0, failed=()):
         """Write the manifest of the shards that are there -> `View`, those without a usable pair left out.
@@ -177,28 +171,32 @@ class CacheJob:
             total = left_out.count + sum(note["pairs"] for note in good.values())
             warnings.warn(f"{left_out.count} of {total} pairs were skipped: {left_out}", stacklevel=3)
         paths = [shards.path(number) for number in good]
-        manifest = self.about | {
-            "view": view,
-            "skipped": left_out.count,
-            "shards": [path.name for path in paths],
-        }
-        manifest["stamps"] = self._stamps()
+        manifest = {"view": view, "skipped": left_out.count, "shards": [path.name for path in paths]}
+        manifest |= self.about | {"stamps": self._stamps()}
         files.write(shards.folder / "manifest.json", files.as_json(manifest))
         return View(shards.folder, paths, list(good.values()))
+
+
+def ranks():
+    """(number of this process, how many there are) under torchrun; (0, 1) without."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def fill(job, view, workers=0, description=None) -> View:
     """Make what is missing of a view; under torchrun every rank its share of the parts. A part that cannot be
     read is named and left out."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = ranks()
     mine, failed = range(rank, len(job.source.parts), world), []
     with ThreadPoolExecutor() as threads:
         done = dict(zip(mine, threads.map(job.views[view].done, mine), strict=True))
+    todo = [number for number in mine if not done[number]]
+    total = sum(len(job.source.parts[n]) for n in todo) if hasattr(job.source, "__len__") else None
     what = (description or "caching features") + (f", view {view + 1}" if len(job.views) > 1 else "")
-    for number in tqdm(mine, desc=what, unit="shard", disable=rank > 0 or None):
-        if not done[number]:
+    with tqdm(total=total, desc=what, unit="pair", disable=rank > 0 or not todo or None) as bar:
+        for count, number in enumerate(todo, 1):
+            bar.set_postfix_str(f"part {count} of {len(todo)}")
             try:
-                job.make(number, view, workers)
+                job.make(number, view, workers, bar.update)
             except ValueError as error:
                 failed.append(str(error))
                 warnings.warn(f"{error}; the others go on", stacklevel=2)

@@ -67,9 +67,8 @@ def read_text(path) -> str:
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it first, e.g. with iconv"
-        ) from error
+        said = f"{path} is not UTF-8 ({error.reason} at byte {error.start})"
+        raise ValueError(f"{said}; convert it first, e.g. with iconv") from error
 
 
 @contextmanager
@@ -85,9 +84,8 @@ def replacing(path):
         os.replace(partial, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            raise OSError(
-                f"no room for {path.name} in {path.parent}: free some space and run again, it resumes"
-            ) from error
+            said = f"no room for {path.name} in {path.parent}"
+            raise OSError(f"{said}: free some space and run again, it resumes") from error
         raise
     finally:
         partial.unlink(missing_ok=True)
@@ -129,21 +127,22 @@ def end_with(parent):
     threading.Thread(target=watch, daemon=True).start()
 
 
-def read_json(path):
-    """A note of our own -> its content, or None where it is missing, empty or half-written: then the work is
-    done again."""
+def read_json(path) -> dict:
+    """A JSON file of names and values -> its content, {} where it is missing, half-written or another
+    thing: then the work is done again."""
     try:
         return parsed(Path(path).read_bytes())
     except OSError:
-        return None
+        return {}
 
 
-def parsed(text):
-    """What JSON says, of any Unicode encoding, or None where it is none that Python can hold."""
+def parsed(text) -> dict:
+    """What JSON says by name, of any Unicode encoding; {} where it is none that Python can hold."""
     try:
-        return json.loads(text)
+        found = json.loads(text)
+        return found if isinstance(found, dict) else {}
     except (ValueError, RecursionError):
-        return None
+        return {}
 
 
 def as_json(about) -> str:
@@ -190,14 +189,15 @@ def code_digest(*places) -> str:
     for place in places:
         for path in sorted((package / place).rglob("*.py")) or [package / place]:
             sha.update(ast.dump(_without_docstrings(ast.parse(path.read_text()))).encode())
-    sha.update(" ".join(_version(name) for name in DECIDING).encode())
+    sha.update(" ".join(version_of(name) for name in DECIDING).encode())
     return sha.hexdigest()[:16]
 
 
-def _version(name):
+def version_of(name) -> str:
+    """A package's version; "none" of an extra that is not installed, and of a clone that is on the path."""
     try:
         return version(name)
-    except PackageNotFoundError:  # of an extra that is not installed
+    except PackageNotFoundError:
         return "none"
 
 

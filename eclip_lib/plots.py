@@ -39,8 +39,7 @@ def literally(text):
 
 def overlay(image, heat=None, ax=None, title=None, cmap=None, mask=None, words="", alpha=ALPHA):
     """Draw an image (PIL), in grey where a map lies over it: `heat` [H, W] in [0, 1], array or tensor, whose
-    values lie in [0, 1]; a bool one is an outline, as `mask` is. `words` stand in the corner. Returns the
-    axes."""
+    values lie in [0, 1]; a bool one is an outline, as `mask` is. `words`: in the corner. Returns the axes."""
     ax, drawn = ax or plt.gca(), None if heat is None else np.asarray(heat)
     if drawn is not None and drawn.dtype == bool:
         drawn, mask = None, drawn
@@ -59,8 +58,7 @@ def overlay(image, heat=None, ax=None, title=None, cmap=None, mask=None, words="
 
 
 def grid(rows, columns, size, **options):
-    """Axes close together, whose titles and labels keep out of each other's way -> (figure, array of
-    them)."""
+    """Axes close together, with room for titles and labels -> (figure, array of them)."""
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     return figure, axes
@@ -98,8 +96,7 @@ def sheet(rows, columns, names=None, cmap=None, size=1.5, alpha=ALPHA):
 
 
 def judged(example, name, heat):
-    """A panel of `sheet`: a map [H, W] with the outline of one class and its contrast (mSC of this one pair,
-    %)."""
+    """A panel of `sheet`: a map [H, W] with the outline of one class and its contrast (mSC in %)."""
     mask = example.masks[name]
     void = None if example.void is None else torch.from_numpy(example.void)
     contrast = score_contrast(torch.as_tensor(heat), torch.from_numpy(mask), void)
@@ -124,16 +121,12 @@ def score_distribution(histograms, title=None):
 
     histograms: {name: (foreground [k], background [k])}, shares of pixels in k equal bins of [0, 1]. Returns
     the figure."""
-    figure, axes = plt.subplots(
-        1, len(histograms), figsize=(3 * len(histograms), 2.6), sharey=True, squeeze=False
-    )
+    size = (3 * len(histograms), 2.6)
+    figure, axes = plt.subplots(1, len(histograms), figsize=size, sharey=True, squeeze=False)
+    looks = [{"label": "foreground", "color": "tab:red"}, {"label": "background", "color": "tab:blue"}]
     for ax, (name, pair) in zip(axes[0], histograms.items(), strict=True):
-        for label, colour, shares in zip(
-            ("foreground", "background"), ("tab:red", "tab:blue"), pair, strict=True
-        ):
-            ax.stairs(
-                shares, np.linspace(0, 1, len(shares) + 1), fill=True, alpha=0.45, color=colour, label=label
-            )
+        for look, shares in zip(looks, pair, strict=True):
+            ax.stairs(shares, np.linspace(0, 1, len(shares) + 1), fill=True, alpha=0.45, **look)
         ax.set(title=name, xlabel="score in the map", xlim=(0, 1))
     axes[0, 0].set_ylabel("share of pixels")
     axes[0, -1].legend(frameon=False, fontsize=8)
@@ -181,9 +174,8 @@ def point_map(image, place, pooled, grid, kinds=None, mask=None, ax=None, title=
     x = (place % width + 0.5 + rng.uniform(-0.42, 0.42, len(place))) * image.width / width
     y = (place // width + 0.5 + rng.uniform(-0.42, 0.42, len(place))) * image.height / height
     size = 4 + 36 * (pooled - pooled.min()) / max(pooled.max() - pooled.min(), 1e-12)
-    colours = np.array(list(SHIFT_COLOURS.values()))[
-        np.full(len(place), 2) if kinds is None else np.asarray(kinds)
-    ]
+    kinds = np.full(len(place), 2) if kinds is None else np.asarray(kinds)
+    colours = np.array(list(SHIFT_COLOURS.values()))[kinds]
     pale = Image.blend(image.convert("L"), Image.new("L", image.size, 255), 0.6)
     overlay(pale, ax=ax, title=title, mask=mask)
     ax.scatter(x, y, s=size, c=colours, alpha=0.9, linewidths=0.6, edgecolors="white")

@@ -53,14 +53,12 @@ class Pooling:
 def pooled_columns(features, attentions):
     """Every pooling of a batch: `ImageFeatures` and {mask name: A [B, N]} -> {column: [B, C]}."""
     rows = {"attention": features.class_token}
-    readings = [(None, features)]
-    if features.feature_map is not None:
-        readings.append(("tokens", replace(features, feature_map=None)))
-    for reads, part in readings:
+    for reads in [None] if features.feature_map is None else [None, "tokens"]:
+        pooled = partial(pool, features, reads=reads or "feature_map")
         for method in ("average", "max"):
-            rows[str(Pooling(method, reads=reads))] = pool(part, method)
+            rows[str(Pooling(method, reads=reads))] = pooled(method)
         for name, attention in attentions.items():
-            rows[str(Pooling("masked_max", name, reads))] = pool(part, "masked_max", attention)
+            rows[str(Pooling("masked_max", name, reads))] = pooled("masked_max", attention)
     return rows
 
 
@@ -73,11 +71,12 @@ def columns_of(reads, masks):
 
 
 @torch.no_grad()
-def encode_pairs(clip, masks, source, part, about, view=0, workers=0, attention=None):
+def encode_pairs(clip, masks, source, part, about, view=0, workers=0, attention=None, seen=None):
     """One view of one part -> ({column: [n, C]}, `LeftOut`).
 
     attention: {name: A of every pair on the mask's own grid, nan where it is not known}, of the
-    self-supervised masks; what is not known is added."""
+    self-supervised masks; what is not known is added. seen: called with the number of pairs after each
+    batch."""
     left_out, columns = LeftOut(partial(source.place, part)), {}
     attention = {} if attention is None else attention
     items = usable(source.read(part), left_out)
@@ -91,6 +90,8 @@ def encode_pairs(clip, masks, source, part, about, view=0, workers=0, attention=
         good = [(place, *pair) for place, pair in zip(places, batch, strict=True) if pair is not None]
         for place in {*places} - {place for place, *_ in good}:
             left_out.add("with a picture that cannot be read", items[place][0])
+        if seen:
+            seen(len(batch))
         if not good:
             continue
         places, pictures, captions, truths = map(list, zip(*good, strict=True))

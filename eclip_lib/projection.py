@@ -3,6 +3,7 @@
 
 import importlib.metadata
 import json
+import tomllib
 from pathlib import Path
 
 import torch
@@ -68,10 +69,8 @@ class Projection(nn.Module, ModelHubMixin):
             tensors = load_file(str(path))
             pair = cls.of_state(tensors, metadata.pop("reads"), metadata)
         except Exception as error:
-            reason = str(error).splitlines()[0][:100]
-            raise ValueError(
-                f"{path} is not a projection pair written by Projection.save ({reason})"
-            ) from error
+            said = f"{path} is not a projection pair written by Projection.save"
+            raise ValueError(f"{said} ({str(error).splitlines()[0][:100]})") from error
         if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise ValueError(f"{path}: weights that are not finite numbers; train the pair again")
         if clip is not None:
@@ -91,10 +90,8 @@ class Projection(nn.Module, ModelHubMixin):
         try:
             pair = cls.from_pretrained(str(where))
         except Exception as error:
-            reason = str(error).splitlines()[0][:100]
-            raise FileNotFoundError(
-                f"no projection pair at {where}, here or on the hub ({reason})"
-            ) from error
+            said = f"no projection pair at {where}, here or on the hub"
+            raise FileNotFoundError(f"{said} ({str(error).splitlines()[0][:100]})") from error
         pair.require_made_for(clip, where)
         return pair.requires_grad_(False)
 
@@ -129,38 +126,17 @@ class Projection(nn.Module, ModelHubMixin):
             license="mit",
             library_name="eclip_lib",
         )
-        urls = importlib.metadata.metadata("eclip-lib").get_all("Project-URL")  # pyproject.toml's
-        links = dict(url.split(", ", 1) for url in urls)
-        lines = "\n".join(
-            f"| {name} | `{value}` |" for name, value in {"reads": self.reads, **self.metadata}.items()
-        )
-        network = self.metadata.get("network")
-        return ModelCard(CARD.format(yaml=about.to_yaml(), network=network, lines=lines, **links))
+        made = {"reads": self.reads, **self.metadata}
+        lines = "\n".join(f"| {name} | `{value}` |" for name, value in made.items())
+        words = {"yaml": about.to_yaml(), "network": made.get("network"), "lines": lines}
+        template = Path(__file__).with_name("card.md").read_text()
+        return ModelCard(template.format(**words, **_links()))
 
 
-CARD = """---
-{yaml}
----
-# ECLIP's pair of projections for {network}
-
-A pair of linear projections (image, text) that takes the place of CLIP's own, so that the map of an image's
-tokens against a text lights up on what the text names, not on its opposite ([*Exploring Visual Explanations
-for Contrastive Language-Image Pre-training*]({Paper})). Made with [eclip_lib]({Repository}). CLIP itself is
-unchanged, and so is its recognition, which keeps its own pair.
-
-| | |
-| --- | --- |
-{lines}
-
-```python
-import eclip_lib as eclip
-
-clip = eclip.load_clip("{network}")
-pair = eclip.Projection.from_pretrained(REPO)  # the name of this repository, "owner/name"
-explain = eclip.explainer("eclip", clip, projection=pair)
-heat = eclip.map_of(clip, explain, eclip.read_image("photo.jpg"), "a photo of the dog")  # [H, W] in [0, 1]
-```
-
-The pair fits this network with these weights alone; it was trained on captions and inherits what they leave
-out.
-"""
+def _links():
+    """pyproject.toml's addresses, as the installed package tells them, or the clone that is on the path."""
+    try:
+        urls = importlib.metadata.metadata("eclip-lib").get_all("Project-URL")
+        return dict(url.split(", ", 1) for url in urls)
+    except importlib.metadata.PackageNotFoundError:
+        return tomllib.loads((files.REPOSITORY / "pyproject.toml").read_text())["project"]["urls"]

@@ -4,7 +4,6 @@ import platform
 import shutil
 import subprocess
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -26,7 +25,9 @@ def commit():
 def versions():
     """{what: version} of all that a number may hang on."""
     names = {"torch": "torch", "open_clip": "open_clip_torch", "timm": "timm", "eclip_lib": "eclip-lib"}
-    return {"python": platform.python_version()} | {name: version(known) for name, known in names.items()}
+    return {"python": platform.python_version()} | {
+        name: files.version_of(known) for name, known in names.items()
+    }
 
 
 @cache
@@ -47,8 +48,7 @@ class Record:
 
     def read(self) -> dict:
         """All facts so far; {} where there are none, or half of them."""
-        found = files.read_json(self.path)
-        return found if isinstance(found, dict) else {}
+        return files.read_json(self.path)
 
     def add(self, facts: dict):
         """Facts take the place of those of the same name; of what is `GATHERED` each keeps its own."""
@@ -56,22 +56,3 @@ class Record:
             known = self.read()
             gathered = {kind: known.get(kind, {}) | facts[kind] for kind in GATHERED if kind in facts}
             files.write(self.path, files.as_json(known | facts | gathered))
-
-
-def essence(facts) -> str:
-    """A `run.json` in a line: what was run, on what, and how far."""
-    if not facts:
-        return "no run.json: nobody knows where these numbers come from"
-    images = (f"{name} ({count} images)" for name, count in facts.get("datasets", {}).items())
-    pairs = (f"{count} pairs of {name}" for name, count in facts.get("pairs", {}).items())
-    left = [name for name, part in facts["notebooks"].items() if part["state"].startswith("failed")]
-    lines = [
-        f"profile {facts['profile']}" + (f" with {', '.join(facts['changed'])}" if facts["changed"] else ""),
-        f"left out, as they were not there: {', '.join(facts['dropped'])}" if facts["dropped"] else "",
-        f"networks {', '.join(facts['settings']['networks'])}",
-        ", ".join([*images, *pairs]),
-        f"on {facts['device']} with torch {facts['versions']['torch']}",
-        f"failed: {', '.join(left)}" if left else "",
-        "promoted in part" if facts.get("partial") else "",
-    ]
-    return "; ".join(line for line in lines if line)

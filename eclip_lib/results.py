@@ -1,5 +1,4 @@
-"""What a run writes, tables, figures, pairs and `run.json`, and how it is checked against what is
-committed."""
+"""What a run writes, tables, figures, pairs and `run.json`, and how it is checked."""
 
 import io
 import re
@@ -15,6 +14,7 @@ from .evaluation.regression import compare
 from .profiles import INCIDENTAL, Profile
 from .projection import Projection
 
+KINDS = {"tables": "csv", "figures": "png", "pairs": "safetensors"}  # what a run makes
 TOLERANCE = 0.05  # of a regression cell, in the table's own unit: percent, mostly; see docs/architecture.md
 
 
@@ -46,8 +46,7 @@ class Results(Profile):
 
     def path(self, kind, name):
         """`place`/tables/name.csv, `place`/figures/name.png or `place`/pairs/name.safetensors."""
-        suffix = {"tables": "csv", "figures": "png", "pairs": "safetensors"}[kind]
-        return self.place / kind / f"{name}.{suffix}"
+        return self.place / kind / f"{name}.{KINDS[kind]}"
 
     def committed(self, kind, name):
         """The same file as committed."""
@@ -102,9 +101,8 @@ class Results(Profile):
         found = {network: self.pair_of(network) for network in [clip.network, *self.networks]}
         if found[clip.network] is None:
             lacking = ", ".join(network for network, path in found.items() if path is None)
-            raise FileNotFoundError(
-                f"no trained pair for {lacking}: run notebook 05 first (it writes {self.place / 'pairs'})"
-            )
+            said = f"no trained pair for {lacking}: run notebook 05 first"
+            raise FileNotFoundError(f"{said} (it writes {self.place / 'pairs'})")
         return Projection.load(found[clip.network], clip)
 
     def pair_of(self, network):
@@ -118,12 +116,10 @@ class Results(Profile):
 
     def _trains_as(self, place):
         """Whether the run in a folder trains its pairs as this one does."""
-        theirs, ours = (
-            provenance.Record(place / "run.json").read().get("settings", {}),
-            self.model_dump(mode="json"),
-        )
-        decides = ("pretrained", "precision", "masks", "pairs", "limit_pairs", "training", "seed")
-        return all(theirs.get(name) == ours[name] for name in decides if theirs) and bool(theirs)
+        theirs = provenance.Record(place / "run.json").read().get("settings")
+        decides = {"pretrained", "precision", "masks", "pairs", "limit_pairs", "training", "seed"}
+        ours = self.model_dump(mode="json", include=decides)
+        return bool(theirs) and all(theirs.get(name) == value for name, value in ours.items())
 
     # ------------------------------------------------------------------ where its numbers come from
 
@@ -156,10 +152,6 @@ class Results(Profile):
         settings = self.model_dump(mode="json", exclude=place)
         whole = {"profile": self.name, **about, "versions": provenance.versions(), "settings": settings}
         self.record.add(whole | self._seen | {"notebooks": {notebook: about | facts}})
-
-    def essence(self) -> str:
-        """`run.json` in a line."""
-        return provenance.essence(self.record.read())
 
     # ------------------------------------------------------------------ what it checks
 

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from . import files
 
 FORMAT = 4  # of the shards and their notes
+NOTED = {"sha256", "state", "stamp", "pairs", "skipped"}
 
 
 class Shards:
@@ -36,7 +37,7 @@ class Shards:
         """The note of a part, if what was made from it was made from what it holds now; else None. The shard
         itself may have been dropped."""
         note = files.read_json(self.path(number).with_suffix(".json"))
-        if not _whole(note):
+        if not NOTED <= set(note) or (type(note["pairs"]), type(note["skipped"])) != (int, dict):
             return None
         if note["stamp"] == self.source.stamp(self.source.parts[number]):
             return note
@@ -46,8 +47,7 @@ class Shards:
             return None
 
     def done(self, number):
-        """Whether a shard is there and as its note says; a damaged one is named, and its note is no longer
-        true."""
+        """Whether a shard is there and as its note says; a damaged one is named, its note removed."""
         path, note = self.path(number), self.note(number)
         if note is None or not path.exists():
             return False
@@ -68,12 +68,3 @@ class Shards:
         """Free the disk; the notes stay."""
         for number in range(len(self.source.parts)):
             self.path(number).unlink(missing_ok=True)
-
-
-def _whole(note):
-    return (
-        isinstance(note, dict)
-        and isinstance(note.get("pairs"), int)
-        and isinstance(note.get("skipped"), dict)
-        and {"sha256", "state", "stamp"} <= set(note)
-    )

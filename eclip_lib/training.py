@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from . import files
-from .feature_cache import Cache
+from .feature_cache import Cache, ranks
 from .method import contrastive_loss
 from .networks.clip import Clip
 from .poolings import Pooling
@@ -23,6 +23,8 @@ from .progress import tqdm
 from .projection import Projection
 from .provenance import commit
 from .recipe import batches, learning_rate, new_pair
+
+SETTINGS = ("epochs", "batch_size", "lr", "weight_decay", "seed", "init")  # of a training
 
 
 class _Ranks(nn.Module):
@@ -43,17 +45,14 @@ class _Ranks(nn.Module):
 
 def require_trainable(clip, pooling, batch_size, init):
     """What can be known before features are cached. Raises ValueError."""
-    world = dist.get_world_size() if dist.is_initialized() else 1
+    _, world = ranks()
     if batch_size < 2 or batch_size % world:
-        said = (
-            f"a batch of {batch_size} cannot be shared by {world} ranks" if batch_size > 1 else "a batch of 1"
-        )
+        said = f"a batch of {batch_size}" + (f" cannot be shared by {world} ranks" if batch_size > 1 else "")
         raise ValueError(f"{said}: Eq. 9 tells pairs apart, so it needs 2 or more, as many for every rank")
     whole = str(pooling).startswith(("attention", "tokens/"))
     if init == "clip" and clip.pools == "feature_map" and not whole:
-        raise ValueError(
-            f"{clip.network}: its own pair reads no feature map, as {pooling} does; init 'random'"
-        )
+        said = f"{clip.network}: its own pair reads no feature map, as {pooling} does"
+        raise ValueError(f"{said}; init 'random'")
 
 
 def _check(clip, cache, pooling):
@@ -83,7 +82,7 @@ class _Training:
 
     def __post_init__(self):
         self.pooling, cache = Pooling.of(self.pooling), self.cache
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.rank, self.world = ranks()
         require_trainable(self.clip, self.pooling, self.batch_size, self.init)
         _check(self.clip, cache, self.pooling)
         if self.epochs < 1 or not 0 < self.lr < math.inf:
@@ -126,16 +125,14 @@ class _Training:
             dist.all_reduce(mean)
             mean /= self.world
         line = {"epoch": len(self.history) + 1, "loss": float(mean), "lr": rate}  # waits for the device
-        finite = math.isfinite(line["loss"]) and all(p.isfinite().all() for p in self.pair.parameters())
-        if not finite:
-            said = f"the loss is {line['loss']} in epoch {line['epoch']}"
+        if not (math.isfinite(line["loss"]) and all(p.isfinite().all() for p in self.pair.parameters())):
+            said = f"training diverged in epoch {line['epoch']} (loss {line['loss']:.3g})"
             raise ValueError(f"{said}; train with a smaller learning rate than {self.lr}")
         self.history.append(line | {"seconds": time.perf_counter() - begin})
 
     @property
     def settings(self):
-        names = ("epochs", "batch_size", "lr", "weight_decay", "seed", "init")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in SETTINGS}
 
     @property
     def _key(self):
@@ -143,9 +140,8 @@ class _Training:
 
     def save(self, path):
         """Keep what an interrupted training goes on from."""
-        parts = (self.pair, self.optimizer, self.schedule)
-        state = {"key": self._key, "history": self.history, "parts": [part.state_dict() for part in parts]}
-        write_state(path, state)
+        parts = [part.state_dict() for part in (self.pair, self.optimizer, self.schedule)]
+        write_state(path, {"key": self._key, "history": self.history, "parts": parts})
 
     def resume(self, path):
         """Go on where `save` stopped; from the start where there is nothing whole of this training."""
@@ -176,16 +172,14 @@ def read_state(path, key):
         return None
 
 
-def train_pairs(
-    clip, cache: Cache, wanted, on_epoch=None, resume=None
-) -> list[tuple[Projection, pd.DataFrame]]:
+def train_pairs(clip, cache: Cache, wanted, on_epoch=None, resume=None) -> list:
     """Train several pairs side by side, an epoch of each in turn, so that every view of the cache is made
     once -> what `train_pair` gives of each.
 
     wanted: a list of `train_pair`'s pooling and settings, all of them. on_epoch: called with (number in the
     list, epoch, pair). resume: a file a training, written after each epoch."""
     trainings = [_Training(clip, cache, **settings) for settings in wanted]
-    first = not (dist.is_initialized() and dist.get_rank())
+    first = ranks()[0] == 0
     for training, path in zip(trainings, resume or (), strict=False):
         training.resume(path)
     what = f"training {trainings[0].pooling}" if len(trainings) == 1 else f"training {len(trainings)} pairs"

@@ -2,7 +2,9 @@
 `eclip app` and the notebook's explorer."""
 
 import textwrap
+import warnings
 from collections.abc import Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,9 +47,8 @@ class View:
         plt.close(figure)
 
     def _sheet(self, colormap, alpha):
-        labels = [
-            f"{_label(t)}\nCLIP's cosine {c:.3f}" for t, c in zip(self.texts, self.cosines, strict=True)
-        ]
+        both = zip(self.texts, self.cosines, strict=True)
+        labels = [f"{_label(text)}\nCLIP's cosine {cosine:.3f}" for text, cosine in both]
         columns, rows = [named(method) for method in self.maps], labels
         heats = [*zip(*self.maps.values(), strict=True)]
         if len(columns) == 1:
@@ -107,16 +108,25 @@ def photographs() -> dict[str, tuple[Image.Image, list[str]]]:
     """The photographs that scikit-image brings, as `several` gives pictures."""
     from skimage import data  # of the extra `notebooks`
 
-    images = {name: Image.fromarray(getattr(data, name)()) for name in PHOTOS}
-    return {name: (images[name], [PROMPT.format(n) for n in names]) for name, names in PHOTOS.items()}
+    shown = {name: Image.fromarray(getattr(data, name)()) for name in PHOTOS}
+    return {name: (shown[name], [PROMPT.format(n) for n in names]) for name, names in PHOTOS.items()}
 
 
 # ---------------------------------------------------------------------- what a network can show
 
 
+@contextmanager
+def noted():
+    """A list that has what was warned of in this block, in words, when it ends."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield notes
+    notes += [str(warning.message) for warning in caught if warning.category is UserWarning]
+
+
 def pair_of(clip, projection=None):
-    """A trained pair for `clip`: `projection` (see `Projection.find`), else a demo network's own; None where
-    there is none."""
+    """A trained pair for `clip`: `projection` (see `Projection.find`), else a demo network's own, or None."""
     own = files.REPOSITORY / "results" / "demo" / "pairs" / f"{clip.network}-ECLIP.safetensors"
     if projection is None and not (clip.network in demo.NETWORKS and own.is_file()):
         return None
@@ -144,10 +154,6 @@ def fitting(clip, methods: Iterable[str], pair=None):
 
 def limits(network):
     """One sentence for a demo network on what it can and cannot know; None for the others."""
-    if network not in demo.NETWORKS:
-        return None
-    return (
-        f"{network} is a mini model of this repository's rendered scenes: it knows "
-        f"{', '.join(scenes.CLASSES)} there, mostly by their colours, and nothing of photographs; the "
-        "network ViT-B-16 is OpenAI's CLIP"
-    )
+    known = f"it knows {', '.join(scenes.CLASSES)} there, mostly by their colours, and nothing of photographs"
+    said = f"{network} is a mini model of this repository's rendered scenes: {known}"
+    return f"{said}; the network ViT-B-16 is OpenAI's CLIP" if network in demo.NETWORKS else None

@@ -530,7 +530,7 @@ a shard cut off | Train web:{}/cut.tar | cut.tar is not a whole tar file
 a shard cut between files | Train web:{}/ended.tar | ended.tar is not a whole tar file
 a key twice in a shard | Train web:{}/twice.tar | prints 4 pairs
 two shards in one file | Train web:{}/joined.tar | joined.tar is not a whole tar file .another archive
-a learning rate that is too large | Train scenes:8 --epochs 3 --lr 1e30 | the loss is nan in epoch .*; train with a smaller
+a learning rate that is too large | Train scenes:8 --epochs 3 --lr 1e30 | training diverged in epoch .*; train with a smaller
 a shard cut off beside a whole one | Train web:{}/*.tar | prints 2 pairs.*cut.tar is not a whole tar
 shards that are all cut off | Train web:{}/{cut,ended}.tar | cut.tar is not a whole tar file .* \(1 more like it\)
 a batch larger than the data | Train scenes:6 --batch-size 4096 | prints 6 pairs

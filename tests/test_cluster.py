@@ -86,11 +86,9 @@ def test_parts_that_always_fail_are_named_and_stop_nothing(alone, tmp_path):
         warnings.simplefilter("always")
         made = cluster.cache_features(load, Fatal(broken=True, count=32, size=8), tmp_path, batch_size=8)
     said = [str(w.message) for w in caught if "was not made" in str(w.message)]
-    assert (
-        len(said) == 2
-        and "part 1 was not made: its worker died" in said[0]
-        and "part 2 was not made: ValueError: part 2 cannot" in said[1]
-    )
+    assert len(said) == 2
+    assert "part 1 was not made: its worker died" in said[0]
+    assert "part 2 was not made: ValueError: part 2 cannot" in said[1]
     assert content(made) == {
         name: data
         for name, data in content(alone).items()

@@ -195,6 +195,9 @@ def test_status_and_fetch(small_registry, server, tmp_path, capsys, monkeypatch)
     assert len(server.requests) == before + 2
     checked = data.status(run).set_index("part")["checked"]
     assert checked["coco2017"] == "sizes, not contents"
+    said = data.as_text(data.status(run)).splitlines()
+    assert "coco2017: present (" in " ".join(said) and f"    where    {root}" in said
+    assert max(map(len, said)) < 90 + len(str(root))  # a terminal, not a table
     monkeypatch.setattr("sys.argv", ["eclip", "data", "fetch", "imagenet-s50", "gcc3m", "--root", str(root)])
     with pytest.raises(SystemExit) as done:
         cli.main()

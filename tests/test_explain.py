@@ -46,9 +46,8 @@ def test_one_photo_by_several_methods(photos):
         dict(zip(TEXTS, cosines, strict=True)), abs=1e-5
     )
     raw = eclip.similarity(features, text, clip.projection)[0].numpy()  # Eq. 4, no more than rounding lost
-    assert (
-        saved[f"{name}/clip/grid"].dtype == np.float32 and abs(saved[f"{name}/clip/grid"] - raw).max() < 1e-6
-    )
+    assert saved[f"{name}/clip/grid"].dtype == np.float32
+    assert abs(saved[f"{name}/clip/grid"] - raw).max() < 1e-6
 
 
 def test_a_sheet_names_methods_texts_and_the_number(photos, monkeypatch):
@@ -173,10 +172,8 @@ def test_pictures_called_as_arrays_are(photos, monkeypatch):
     for name in ("file", "texts"):
         (photos / name).hardlink_to("photo0.jpg")
         assert run(name, *TEXTS, "--npz", "m.npz").exit_code == 0
-        assert (
-            np.load("m.npz")["./texts" if name == "texts" else name].std(axis=(1, 2)).min() > 0
-            and list(np.load("m.npz")["texts"]) == TEXTS
-        )
+        assert np.load("m.npz")["./texts" if name == "texts" else name].std(axis=(1, 2)).min() > 0
+        assert list(np.load("m.npz")["texts"]) == TEXTS
 
 
 def test_a_demo_network_has_a_pair_of_its_own_and_the_help_names_every_method(photos):

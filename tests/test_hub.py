@@ -1,6 +1,7 @@
 """Sharing a pair: local folders, and a local stand-in of the hub's HTTP calls."""
 
 import base64
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -27,6 +28,9 @@ def test_a_folder_holds_the_pair_and_a_card(tmp_path, monkeypatch):
     assert all(f"| {name} | `{value}` |" in card for name, value in pair.metadata.items())
     assert "pipeline_tag: image-segmentation\n" in card
     assert "](https://arxiv.org/abs/2209.07046)" in card and "[eclip_lib](https://" in card
+    with monkeypatch.context() as patch:  # a clone on the path, not installed
+        patch.setattr(importlib.metadata, "metadata", lambda name: importlib.metadata.distribution("no-such"))
+        assert str(pair.generate_model_card()) == card
     eclip.load_dataset("scenes")[0].image.save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     names = {"REPO": "pair"}  # its lines run

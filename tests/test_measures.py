@@ -303,9 +303,9 @@ def test_the_answer_is_clips_own_probability_and_a_constant_map_has_none(clip):
 def test_the_command_line_measures_what_it_is_asked(monkeypatch, capsys, tmp_path):
     words = "evaluate clip --networks scenes-ViT-32 --datasets scenes --limit 3 --measures".split()
     assert run(monkeypatch, *words, "argmax, argmax_background,image_threshold", "--out", tmp_path) is None
-    number = r"-?\d+\.\d\d"
-    line = rf"scenes clip: mIoU by one threshold an image {number} argmax mIoU {number} argmax mIoU with background {number}, 3"
-    assert re.search(line, capsys.readouterr().out)
+    said = ("mIoU by one threshold an image", "argmax mIoU", "argmax mIoU with background")
+    numbers = [rf"{name} \d+\.\d\d % \[\d+\.\d\d, \d+\.\d\d\]" for name in said]
+    assert re.search(rf"scenes clip: {', '.join(numbers)}; 3 images\n", capsys.readouterr().out)
     (path,) = tmp_path.glob("*.csv")
     assert {"iou", "iou_image", "argmax_union", "argmax_background_union"} <= set(pd.read_csv(path))
     assert (
@@ -313,6 +313,14 @@ def test_the_command_line_measures_what_it_is_asked(monkeypatch, capsys, tmp_pat
     )
     assert "--slide and --ensemble are for argmax" in run(monkeypatch, *words, "miou", "--slide")
     assert cli.MEASURES.startswith(", ".join(scores.SAID)) and list(scores.SAID)[2:] == list(evaluation.MORE)
+
+
+@pytest.mark.parametrize("measures", [(), ("argmax",)])
+def test_rows_stand_in_the_datasets_order(clip, measures):
+    dataset = eclip.load_dataset("scenes", limit=3)
+    dataset.items = dataset.items[::-1]
+    rows = eclip.evaluate(eclip.explainer("clip", clip), dataset, clip, measures=measures)
+    assert list(rows["image_id"].unique()) == [example.image_id for example in dataset]
 
 
 def test_a_class_called_background_and_an_unknown_measure_are_refused(clip):

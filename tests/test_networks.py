@@ -213,12 +213,10 @@ def test_a_clip_named_by_its_folder_or_its_place_on_the_hub(tmp_path, monkeypatc
     hugging_face._downloaded.cache_clear()
     for network in (f"local-dir:{tmp_path}", "hf-hub:org/model"):
         clip = eclip.load_clip(network)
-        assert (
-            same(clip, state)
-            and clip.network == network
-            and clip.is_vit
-            and networks.pools(network) == "tokens"
-        )
+        assert same(clip, state)
+        assert clip.network == network
+        assert clip.is_vit
+        assert networks.pools(network) == "tokens"
         assert clip.statistics == ([0.5] * 3, [0.25] * 3) and clip.preprocess is not None
         assert clip.pretrained == (tmp_path.name if network.startswith("local") else "model")
         assert not same(eclip.load_clip(network, None), state)

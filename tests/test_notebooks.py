@@ -6,11 +6,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from in_place import execute_in_place
 from typer.testing import CliRunner
 
 from eclip_lib import cli, files
 from eclip_lib.commands import notebooks
-from eclip_lib.commands.promote import execute_in_place, promote
+from eclip_lib.commands.promote import promote
 from eclip_lib.experiment import load_profile
 
 

@@ -67,14 +67,11 @@ def test_the_command_line_understands_every_command(path):
 def test_its_command_measures_a_row_of_the_tables(monkeypatch, capsys):
     command = re.search(r"eclip (evaluate (\S+) --networks (\S+) --datasets (\S+))\n", TEXT["README"])
     assert run(monkeypatch, *command[1].split()) is None
-    row = (
-        pd.read_csv(TABLES / "table_1.csv")
-        .set_index(["method", "network", "dataset"])
-        .loc[command.groups()[1:]]
-    )
-    assert (
-        f"mIoU {row['mIoU']:.2f} (floor {row['floor']:.2f}) mSC {row['mSC']:.2f}," in capsys.readouterr().out
-    )
+    table = pd.read_csv(TABLES / "table_1.csv").set_index(["method", "network", "dataset"]).round(2)
+    row = table.loc[command.groups()[1:]].map("{:.2f}".format)
+    said = f"mIoU {row['mIoU']} % [{row['mIoU_low']}, {row['mIoU_high']}] (floor {row['floor']} %), "
+    said += f"mSC {row['mSC']} % [{row['mSC_low']}, {row['mSC_high']}]; "
+    assert said in capsys.readouterr().out
 
 
 def test_its_ten_lines_run_offline_and_save_a_picture(tmp_path):

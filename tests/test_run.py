@@ -82,7 +82,7 @@ def test_networks_side_by_side_add_up_to_the_whole_run(tmp_path, monkeypatch):
         assert network in saved(part)["table_1.csv"] and part.place == part.out / "parts" / network
     joined = eclip.load_profile(profile, out=tmp_path / "joined")
     assert joined.place == joined.out and not (joined.out / "tables").exists()
-    for place in ("evaluation.evaluator.loaded", "experiment.train_pairs", "feature_cache.CacheJob.make"):
+    for place in ("evaluation.annotated.loaded", "experiment.train_pairs", "feature_cache.CacheJob.make"):
         monkeypatch.setattr(f"eclip_lib.{place}", None)  # nothing is measured again
     assert saved(joined) == whole
 
@@ -189,8 +189,6 @@ def test_what_is_missing_is_named_before_any_work(book, tmp_path, capsys):
     assert "['scenes'] ['MoCo v3', 'DINO']" in text and "not there and left out: mine, coco2017" in text
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["dropped"] == facts["notebooks"]["01_shown"]["dropped"] == ["mine", "coco2017"]
-    run = eclip.load_profile(profile, **given)
-    assert "left out, as they were not there: mine, coco2017" in run.essence()
     with pytest.raises(ValueError, match="nothing is left to run without"):
         notebooks.reproduce(profile, go_on=True, **given | {"datasets": "coco2017"})
 

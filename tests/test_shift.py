@@ -105,9 +105,10 @@ def test_rows_agree_with_the_evaluation():
     other = scored.groupby("image_id")["score_contrast"].mean()
     np.testing.assert_allclose(rows.set_index("image_id")["mSC"], other.loc[rows["image_id"]], atol=1e-4)
     assert (rows[["B2F", "F2B", "same"]].sum(axis=1) == 128).all() and (rows["distance_max"] == 0).all()
-    table = study.by_size(rows)
+    rows = rows.assign(dataset="a", network="x")
+    table = study.table_5(rows)
     assert list(table["size"]) == list(study.SIZES) and table["images"].iloc[:3].sum() == pytest.approx(100)
-    assert study.by_size(rows, "background")["images"].iloc[3] == pytest.approx(100)
+    assert study.table_5(rows, "background")["images"].iloc[3] == pytest.approx(100)
 
 
 def test_rank_correlation_is_spearmans():
@@ -126,10 +127,8 @@ def test_controlled_scenes_change_one_thing():
         ids = [[e.image_id for e in dataset] for dataset in experiment.values()]
         assert all(i == ids[0] for i in ids)
     plain, busy = (made["background"][k][0] for k in ("plain", "busy"))
-    assert (
-        all((plain.masks[n] == busy.masks[n]).all() for n in plain.masks)
-        and plain.image.tobytes() != busy.image.tobytes()
-    )
+    assert all((plain.masks[n] == busy.masks[n]).all() for n in plain.masks)
+    assert plain.image.tobytes() != busy.image.tobytes()
     areas = [sum(m.sum() for m in dataset[1].masks.values()) for dataset in made["size"].values()]
     assert areas == sorted(areas) and areas[2] > 3 * areas[0]
     assert [len(dataset[2].masks) for dataset in made["objects"].values()] == [1, 3]

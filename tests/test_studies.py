@@ -415,6 +415,8 @@ def test_the_best_method_is_told_by_both_measures():
     table = pd.DataFrame({"method": ["clip", "eclip", "bi_model"], "mIoU": [10, 40, 50], "mSC": [-9, 30, 20]})
     said = benchmarks.best_in_words(table.assign(dataset="a", network="n"))
     assert said == "a, n: best by mIoU Bi-Model 50.0, then ECLIP 40.0; by mSC ECLIP 30.0, then Bi-Model 20.0"
+    alone = table.head(1).assign(dataset="a", network="n", mSC=np.nan)
+    assert benchmarks.best_in_words(alone) == "a, n: best by mIoU CLIP 10.0; by mSC no method"
 
 
 def test_masks_and_augmentation_are_judged_by_their_trainings():

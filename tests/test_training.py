@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tqdm import std
 
 import eclip_lib as eclip
 from eclip_lib import feature_cache as caching
@@ -92,6 +93,19 @@ def test_ground_truth_masks_need_a_source_that_has_them(clip, tmp_path):
     for source, augment in ((ScenePairs(count=2), "deit"), (object(), None)):
         with pytest.raises(ValueError, match="ground-truth masks need"):
             caching.cache_features(clip, source, tmp_path, {"ground truth": True}, augment=augment)
+
+
+def test_the_bar_counts_pairs(clip, tmp_path, monkeypatch):
+    bars = []
+
+    def bar(**options):
+        bars.append(std.tqdm(**options | {"disable": False, "file": io.StringIO()}))
+        return bars[-1]
+
+    monkeypatch.setattr(caching, "tqdm", bar)
+    for count in (3, 5):  # other pairs, other shards
+        caching.cache_features(clip, ScenePairs(count, size=2), tmp_path, augment=None)
+    assert [(one.total, one.n, one.unit) for one in bars] == [(3, 3, "pair"), (5, 5, "pair")]
 
 
 def test_views_differ_and_workers_change_nothing(clip, tmp_path):
@@ -398,9 +412,9 @@ def test_the_loss_is_equation_9(clip):
 
 def test_the_schedule_is_warm_up_then_cosine():
     rates = [training.learning_rate(step, 100, 10, 1e-4) for step in range(101)]
-    assert (
-        rates[0] == 1e-6 and rates[5] == pytest.approx((1e-6 + 1e-4) / 2) and rates[10] == pytest.approx(1e-4)
-    )
+    assert rates[0] == 1e-6
+    assert rates[5] == pytest.approx((1e-6 + 1e-4) / 2)
+    assert rates[10] == pytest.approx(1e-4)
     assert rates[55] == pytest.approx((1e-4 + 1e-6) / 2) and rates[100] == pytest.approx(1e-6)
     # the paper's ten epochs warm up for a tenth, and so does one alone
     assert [training.learning_rate(step, 100, 100, 1e-4) for step in range(101)] == rates

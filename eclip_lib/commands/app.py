@@ -5,7 +5,6 @@ the repository's address."""
 
 import shutil
 import tempfile
-import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -44,15 +43,14 @@ class Desk:
 
     def _open(self, network):
         """-> (`Clip`, {method: explainer}, {method: why it does not fit}, what was warned of)."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with viewer.noted() as notes:
             clip = load_clip(network, *self.options)
             try:
                 pair, why = viewer.pair_of(clip, self.projection), {}
             except (ValueError, OSError) as error:
                 pair, why = None, {"eclip": str(error)}
             made, refused = viewer.fitting(clip, REGISTRY, pair)
-        return clip, made, refused | why, _said(caught)
+        return clip, made, refused | why, notes
 
     def methods(self, network):
         """-> ([(name, method)] of those that fit a network, a sentence for each that does not)."""
@@ -70,11 +68,10 @@ class Desk:
         fitting = {method: made[method] for method in methods if method in made}
         if not fitting:
             raise ValueError("; ".join(refused[method] for method in methods))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with viewer.noted() as more:
             (view,) = viewer.views(clip, fitting, [read_image(picture)], lines)
         unfit = [refused[method] for method in methods if method in refused]
-        notes = [viewer.limits(network), *unfit, *notes, *_said(caught)]
+        notes = [viewer.limits(network), *unfit, *notes, *more]
         stem = Path(tempfile.mkdtemp(dir=self.folder.name)) / f"{Path(picture).stem[:60]}-maps"
         view.save(f"{stem}.png", "png")
         write_npz(f"{stem}.npz", view.arrays(Path(picture).name) | {"texts": np.array(lines)})
@@ -89,10 +86,6 @@ class Desk:
             rows.append([str(Path(self.folder.name, f"picture{number}.png")), "\n".join(texts)])
             image.save(rows[-1][0])
         return rows
-
-
-def _said(caught):
-    return [str(warning.message) for warning in caught if warning.category is UserWarning]
 
 
 def page(offered, desk):
@@ -150,9 +143,8 @@ def _gradio():
     try:
         import gradio
     except ImportError as error:
-        raise ValueError(
-            f"the page needs gradio ({error}): pip install '.[app]' in the clone, or 'eclip-lib[app]'"
-        ) from error
+        said = f"the page needs gradio ({error})"
+        raise ValueError(f"{said}: pip install '.[app]' in the clone, or 'eclip-lib[app]'") from error
     return gradio
 
 
@@ -160,12 +152,10 @@ def serve(offered=(), port=None, **options):
     """What the command does: the page on this machine until it is stopped. options: of `Desk`."""
     gr = _gradio()
     matplotlib.use("Agg")  # figures are drawn in threads
-    theme = gr.themes.Default(
-        font=["system-ui", "sans-serif"], font_mono=["monospace"]
-    )  # nobody else's fonts
-    page(list(offered) or networks(), Desk(**options)).launch(
-        server_port=port, theme=theme, show_error=True, max_file_size="50mb"
-    )
+    # nobody else's fonts
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    shown = page(list(offered) or networks(), Desk(**options))
+    shown.launch(server_port=port, theme=theme, show_error=True, max_file_size="50mb")
 
 
 if __name__ == "__main__":

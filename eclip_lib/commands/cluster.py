@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from .. import files
 from ..evaluation import evaluate
+from ..evaluation.evaluator import read_rows
 from ..experiment import core_digest
 from ..feature_cache import Cache, CacheJob
 from . import outputs
@@ -120,9 +121,9 @@ def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_siz
     about |= dataset.identity | clip.identity
     folder = Path(folder)
     note = files.read_json(folder / "about.json")
-    if note is not None and files.digest(note) != files.digest(about):
+    if note and files.digest(note) != files.digest(about):
         raise ValueError(f"{folder} holds rows of another evaluation; name another folder, or empty it")
-    if note is None:  # parts without a whole note are of nobody knows what
+    if not note:  # parts without a whole note are of nobody knows what
         old = list(folder.glob("[0-9][0-9][0-9][0-9][0-9].csv"))
         outputs.require_free([], unnamed=dict.fromkeys(old, outputs.ROWS))
         for path in old:
@@ -141,12 +142,9 @@ def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_siz
 
         return work
 
-    scatter(setup, len(paths), lambda number: paths[number].exists(), f"evaluation {folder}", workers, gpus)
-    done = [
-        pd.read_csv(path, dtype={"image_id": str}, float_precision="round_trip")
-        for path in paths
-        if path.exists()
-    ]
-    if not done:
+    done = lambda number: read_rows(paths[number]) is not None  # noqa: E731
+    scatter(setup, len(paths), done, f"evaluation {folder}", workers, gpus)
+    found = [rows for path in paths if (rows := read_rows(path)) is not None]
+    if not found:
         raise ValueError(f"no part of {dataset.name} could be evaluated; the warnings say why")
-    return pd.concat(done, ignore_index=True)
+    return pd.concat(found, ignore_index=True)

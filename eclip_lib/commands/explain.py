@@ -47,18 +47,16 @@ def _note_of(path):
         return {}
 
 
-def _exif():
-    exif = Image.Exif()
-    exif[ExifTags.Base.Software] = MARK
-    return exif
-
-
 def _marked(kind, about):
     """Options of matplotlib's `savefig` by which an overlay is known again, a PNG by all that it is
     `about`."""
-    if kind == "png":
-        return {"metadata": about}
-    return {"metadata": {"Creator": MARK}} if kind in ("pdf", "svg") else {"pil_kwargs": {"exif": _exif()}}
+    if kind in ("pdf", "svg"):
+        return {"metadata": {"Creator": MARK}}
+    exif, note = Image.Exif(), PngInfo()
+    exif[ExifTags.Base.Software] = MARK
+    for name, said in about.items():
+        note.add_text(name, said)
+    return {"pil_kwargs": {"exif": exif, "pnginfo": note}}
 
 
 def _draw(view, places, about, bare, colormap, alpha):
@@ -66,18 +64,14 @@ def _draw(view, places, about, bare, colormap, alpha):
     text."""
     about = {"Software": MARK, NOTE: dumps(about)}
     for place, heat in zip(places, itertools.chain(*view.maps.values()) if bare else [None], strict=True):
-        kind = place.suffix.lstrip(".").lower()
+        kind = place.suffix.lstrip(".").lower().replace("jpg", "jpeg")
+        marked = _marked(kind, about)
         with files.replacing(place) as partial:
             if bare:
-                note = PngInfo()
-                for name, said in about.items():
-                    note.add_text(name, said)
-                kind = "jpeg" if kind == "jpg" else kind
-                plots.blended(view.image, heat, colormap, alpha).save(
-                    partial, kind, pnginfo=note, quality=95, exif=_exif()
-                )
+                blended = plots.blended(view.image, heat, colormap, alpha)
+                blended.save(partial, kind, quality=95, **marked["pil_kwargs"])
             else:
-                view.save(partial, kind, colormap, alpha, **_marked(kind, about))
+                view.save(partial, kind, colormap, alpha, **marked)
 
 
 def require_texts(texts):
@@ -95,9 +89,8 @@ def _require_look(alpha, colormap, batch_size):
     if not 0 <= alpha <= 1:
         raise ValueError(f"--alpha is 0 (the picture alone) to 1 (the map alone), not {alpha}")
     if colormap not in plt.colormaps():
-        raise ValueError(
-            f"no colormap {files.few([colormap])!r}; matplotlib's are coolwarm, cividis, magma, …"
-        )
+        known = "matplotlib's are coolwarm, cividis, magma, …"
+        raise ValueError(f"no colormap {files.few([colormap])!r}; {known}")
     if batch_size < 1:
         raise ValueError(f"--batch-size is at least 1 picture, not {batch_size}")
 
@@ -156,9 +149,8 @@ def run(
     require_texts(texts)
     _require_look(alpha, colormap, batch_size)
     paths, methods = pictures(photo), list(dict.fromkeys(word.strip() for word in method.split(",")))
-    places, typed = targets(
-        paths, out, PIXELS if bare else WRITABLE, parts(methods, texts) if bare else ("",)
-    )
+    kinds, ends = (PIXELS, parts(methods, texts)) if bare else (WRITABLE, ("",))
+    places, typed = targets(paths, out, kinds, ends)
     json, npz = json and outputs.named(json, ".json"), npz and outputs.named(npz, ".npz")
     weights = files_of(options.get("pretrained"), options.get("projection"))
     overlays = dict.fromkeys(itertools.chain(*places.values()), MARK)

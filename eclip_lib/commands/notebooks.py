@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from .. import files, progress, provenance
 from ..experiment import load_profile
 from ..files import REPOSITORY
-from ..profiles import INCIDENTAL, Profile
+from ..profiles import Profile
 from . import preflight
 
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -42,16 +42,12 @@ def _source(path):
 
 
 def names_in(path):
-    """What a notebook calls its own tables and figures: its strings, of f-strings the part before the first
-    value, but those of tables that it quotes."""
-    found, tree = set(), ast.parse(_source(path))
-    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+    """What a notebook calls its own tables and figures: its strings, and the parts of f-strings, but those of
+    tables that it quotes."""
+    nodes = set(ast.walk(ast.parse(_source(path))))
+    calls = [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
     quoted = {word for call in calls if call.func.attr in ("reported", "beside") for word in call.args}
-    for node in set(ast.walk(tree)) - quoted:
-        if isinstance(node, ast.JoinedStr) and node.values and isinstance(node.values[0], ast.Constant):
-            found.add(node.values[0].value)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.add(node.value)
+    found = {str(node.value) for node in nodes - quoted if isinstance(node, ast.Constant)}
     return {name for name in found if re.match(r"(figure|table)_\d", name)}
 
 
@@ -100,20 +96,6 @@ def trains(path):
 # ---------------------------------------------------------------------- running
 
 
-def inputs(run):
-    """All that decides every notebook of a run, by content: the settings, the library that notebooks can
-    reach with its data files, the demo's models, weights, datasets and pairs."""
-    library = [p for p in sorted(LIBRARY.rglob("*")) if p.suffix in (".yaml", ".tsv")]
-    demo = sorted((REPOSITORY / "data" / "demo").glob("*"))
-    models = [p for p in demo if p.suffix in (".safetensors", ".gz", ".json")]
-    contents = [*library, *models, *preflight.weights(run)]
-    digests = [[p.name, files.digest(p)] for p in contents if p.is_file()]
-    code = files.code_digest(*(p.name for p in sorted(LIBRARY.iterdir()) if _reachable(p)))
-    settings = run.model_dump(mode="json", exclude={"out", "changed", "saved", *INCIDENTAL})
-    data = [_state(run, name) for name in run.datasets]
-    return files.digest([settings, code, digests, data, _pairs_state(run)])
-
-
 def results_read(run, path):
     """[name, digest] of what a notebook reads of what others made."""
     found, own = {}, _source(path)
@@ -121,26 +103,6 @@ def results_read(run, path):
         for folder in reversed(run.folders(kind)):
             found |= {(kind, file.name): file for file in folder.glob("[!.]*") if f'"{file.stem}"' not in own}
     return [[*name, files.digest(file)] for name, file in sorted(found.items())]
-
-
-def _reachable(path):
-    inside = path.is_dir() and any(path.glob("*.py"))
-    return (inside or path.suffix == ".py") and path.name not in ("commands", "cli.py")
-
-
-def _state(run, name):
-    try:
-        return run.load_dataset(name).identity
-    except (OSError, ValueError) as error:  # the notebook will say so
-        return str(error)
-
-
-def _pairs_state(run):
-    try:
-        source = run.load_pairs()
-        return [source.about, [source.stamp(part) for part in source.parts]]
-    except (OSError, ValueError) as error:
-        return str(error)
 
 
 def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters):
@@ -161,7 +123,7 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
     given = {"profile": str(profile), **parameters, "out": str(run.out)}
     outcome, running = {}, {}
     waiting = sorted(only or notebooks(run), key=makes_pairs, reverse=True)  # others wait for these
-    total, at_once, common = len(waiting), _at_once(run.device), inputs(run)
+    total, at_once, common = len(waiting), _at_once(run.device), preflight.inputs(run)
     provenance.device_name(run.device)  # asked before processes are forked, in which CUDA cannot be asked
     busy = f"another `eclip reproduce` is at work in {run.out}; wait for it, or name another --out"
     processes = ProcessPoolExecutor(at_once, initializer=files.end_with, initargs=[os.getpid()])
@@ -204,38 +166,35 @@ def make(profile, wanted, force=False, go_on=False, **parameters):
     run = load_profile(profile, **parameters)
     only = needed(run, wanted)
     tqdm.write("\n".join(to_run(run, only)))
-    outcome, lines = reproduce(profile, only, force, go_on, **parameters), []
-    for kind in ("tables", "figures"):
-        for path in sorted((run.out / kind).glob("[!.]*")):
-            if not wanted or any(path.stem == name or path.stem.startswith(f"{name}_") for name in wanted):
-                lines.append(f"{kind[:-1]:7} {path}")
-    return outcome, lines
+    outcome = reproduce(profile, only, force, go_on, **parameters)
+    made = [path for kind in ("tables", "figures") for path in sorted((run.out / kind).glob("[!.]*"))]
+    asked = tuple(f"{name}_" for name in wanted or [""])
+    made = [path for path in made if not wanted or f"{path.stem}_".startswith(asked)]
+    return outcome, [f"{path.parent.name[:-1]:7} {path}" for path in made]
 
 
 def needed(run, wanted):
     """The notebooks that make figures and tables by name, with those whose pairs they read and that are not
     there. Raises ValueError where no notebook makes one."""
-    only = []
+    only, every = set(), notebooks(run)
     for name in wanted:
-        found = [path for path in notebooks_that_make(name) if path in notebooks(run)]
+        found = {*notebooks_that_make(name)} & {*every}
         if not found:
             why = "" if run.pairs else f", as profile {run.name} trains nothing"
             raise ValueError(f"no notebook makes {name}{why}")
-        only += [path for path in found if path not in only]
+        only |= found
     asked = run.pairs and not run.projection and any("pairs" in reads(path) for path in only)
     if asked and not all(map(run.pair_of, run.networks)):
-        only += [path for path in notebooks(run) if makes_pairs(path) and path not in only]
+        only |= {*filter(makes_pairs, every)}
     return sorted(only)
 
 
 def to_run(run, paths):
     """A line a notebook: how long it took when the committed results were made."""
-    timed = (files.read_json(REPOSITORY / "results" / run.name / "run.json") or {}).get("notebooks", {})
-    took = {name: f"{part['seconds'] / 60:.1f} minutes" for name, part in timed.items()}
-    when = f"when results/{run.name} was made"
-    return [
-        f"to run: {p.stem}, {f'{took[p.stem]} {when}' if p.stem in took else 'not timed yet'}" for p in paths
-    ]
+    timed = provenance.Record(REPOSITORY / "results" / run.name / "run.json").read().get("notebooks", {})
+    minutes = {name: f"{part['seconds'] / 60:.1f} minutes" for name, part in timed.items()}
+    took = {name: f"{said} when results/{run.name} was made" for name, said in minutes.items()}
+    return [f"to run: {path.stem}, {took.get(path.stem, 'not timed yet')}" for path in paths]
 
 
 def run_notebook(path, target, parameters, bar=False):
@@ -249,16 +208,16 @@ def run_notebook(path, target, parameters, bar=False):
 
 def _execute(run, path, target, key, parameters):
     target.parent.mkdir(parents=True, exist_ok=True)
-    begin, partial = time.time(), target.with_suffix(".partial.ipynb")
+    begin, unfinished = time.time(), target.with_suffix(".partial.ipynb")
     try:
-        run_notebook(path, partial, parameters, {"desc": path.stem})
+        run_notebook(path, unfinished, parameters, {"desc": path.stem})
     except Exception as error:
-        if partial.exists():
-            os.replace(partial, target)  # it shows where it failed
+        if unfinished.exists():
+            os.replace(unfinished, target)  # it shows where it failed
         last = (str(error).strip() or type(error).__name__).splitlines()[-1]
         run.note(path.stem, begin, f"failed: {last}")
         return f"failed: {last} (see {target})"
-    os.replace(partial, target)
+    os.replace(unfinished, target)
     made = run.record.read().get("notebooks", {}).get(path.stem, {}).get("made", {})  # told by its `check`
     run.note(path.stem, begin, "complete", inputs=key, made=made)
     return "done"

@@ -52,19 +52,15 @@ def with_settings(command):
     others: its `settings` are those that were typed."""
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
     every = {**SETTINGS, "set": (list[str], "another setting, e.g. training.epochs=3")}
-    panel = "In place of the profile's own settings"
-    more = {
-        name: Annotated[kind | None, typer.Option(help=said, rich_help_panel=panel)]
-        for name, (kind, said) in every.items()
-    }
-    options = [
-        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=a)
-        for n, a in more.items()
-    ]
+    panel, options = "In place of the profile's own settings", []
+    for name, (kind, said) in every.items():
+        option = Annotated[kind | None, typer.Option(help=said, rich_help_panel=panel)]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        options.append(inspect.Parameter(name, keyword, default=None, annotation=option))
 
     @functools.wraps(command)
     def parsed(**given):
-        settings = {name: given.pop(name) for name in more}
+        settings = {name: given.pop(name) for name in every}
         words = settings.pop("set") or []
         typed = {name: value for name, value in settings.items() if value is not None}
         return command(**given, settings=typed | _set(words))
@@ -87,9 +83,8 @@ def _set(words):
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"--set {files.few([word])!r}: the value is not readable YAML") from error
         if outer in ("out", "part", "dropped") or (inner and not isinstance(found.get(outer, {}), dict)):
-            raise ValueError(
-                f"--set cannot give {files.few([name])!r}; it takes a setting of the profile, once"
-            )
+            said = f"--set cannot give {files.few([name])!r}"
+            raise ValueError(f"{said}; it takes a setting of the profile, once")
         found[outer] = found.get(outer, {}) | {inner: value} if inner else value
     return found
 
@@ -107,7 +102,6 @@ def size_of(text):
     """ "336" or "336x448" -> (height, width). Raises ValueError."""
     sides = (text or "").lower().split("x")
     if text and not (len(sides) <= 2 and all(side.isdecimal() and len(side) < 5 for side in sides)):
-        raise ValueError(
-            f"--size is a side, or height x width, like 336 or 336x448, not {files.few([text])!r}"
-        )
+        said = "--size is a side, or height x width, like 336 or 336x448"
+        raise ValueError(f"{said}, not {files.few([text])!r}")
     return (int(sides[0]), int(sides[-1])) if text else None

@@ -42,9 +42,8 @@ def require_free(outputs, inputs=(), unnamed=None):
             raise ValueError(f"{output} is an input and would be written over; name another output")
     for path, mark in (unnamed or {}).items():
         if path.is_file() and mark.encode() not in path.read_bytes():
-            raise ValueError(
-                f"{path} is there, is not of this command and would be written over; name another --out"
-            )
+            said = f"{path} is there, is not of this command and would be written over"
+            raise ValueError(f"{said}; name another --out")
     for output in outputs:
         folder = next(folder for folder in output.absolute().parents if folder.exists())
         if not folder.is_dir():
@@ -57,11 +56,10 @@ def require_free(outputs, inputs=(), unnamed=None):
 
 def require_run(folder, outputs):
     """Raise ValueError where one of the outputs is there, but no run.json in the folder: it is no run's."""
-    foreign = next(
-        (path for path in outputs if path.exists() and not Path(folder, "run.json").exists()), None
-    )
-    if foreign:
-        raise ValueError(f"{foreign} is there, but no run.json beside it: no run of ours; name another --out")
+    foreign = [path for path in outputs if path.exists()]
+    if foreign and not Path(folder, "run.json").exists():
+        said = f"{foreign[0]} is there, but no run.json beside it: no run of ours"
+        raise ValueError(f"{said}; name another --out")
 
 
 def _node(path):

@@ -17,7 +17,7 @@ from ..networks.attention import load_attention
 from ..networks.checkpoints import files_of
 from ..networks.loading import load_clip
 from ..profiles import Processes, Seed, Training, built, read_settings
-from ..training import require_trainable, train_pair
+from ..training import SETTINGS, require_trainable, train_pair
 from . import cluster, outputs
 
 
@@ -37,7 +37,7 @@ class Wanted(Training):
     @property
     def settings(self):
         """Of `train_pair`."""
-        return self.model_dump(include={"epochs", "batch_size", "lr", "weight_decay", "seed", "init"})
+        return self.model_dump(include={*SETTINGS})
 
 
 def fitting(network):
@@ -58,9 +58,8 @@ def train(data, out, model, cache="runs/cache", **wanted):
     wanted = built(Wanted, {k: usual.get(k) if v is None else v for k, v in wanted.items()}, "train")
     masked = wanted.pooling == "masked_max"
     if not masked and (wanted.mask or wanted.mask_checkpoint):
-        raise ValueError(
-            f"--mask and --mask-checkpoint are for --pooling masked_max; {wanted.pooling} has no mask"
-        )
+        said = "--mask and --mask-checkpoint are for --pooling masked_max"
+        raise ValueError(f"{said}; {wanted.pooling} has no mask")
     out, source = outputs.named(out, ".safetensors"), load_pairs(data)
     curve = out.with_suffix(".csv")
     weights = files_of(model["pretrained"], wanted.mask_checkpoint)
@@ -92,7 +91,7 @@ def train(data, out, model, cache="runs/cache", **wanted):
         if rank:
             return ""
         pair.save(out)
-        files.write(curve, files.as_csv(history, index=False))
+        files.write(curve, files.as_csv(history, index=False, float_format="%.6g"))
         if state:
             cached.drop(), state.unlink(missing_ok=True)
     losses = f"loss {history['loss'].iloc[0]:.3f} to {history['loss'].iloc[-1]:.3f}"

@@ -25,15 +25,11 @@ def pictures(photo):
     good = [p for p in found if p.suffix.lower().lstrip(".") in PICTURES and p.is_file()]
     others = [p.name for p in found if p not in good]
     if others:
-        warnings.warn(
-            f"left out, no pictures by their names or what they lead to: {len(others)} files "
-            f"({files.few(others)})",
-            stacklevel=2,
-        )
+        said = f"left out, no pictures by their names or what they lead to: {len(others)} files"
+        warnings.warn(f"{said} ({files.few(others)})", stacklevel=2)
     if not good:
-        raise FileNotFoundError(
-            f"no picture at {photo} (a file, a folder or a glob of {', '.join(PICTURES)})"
-        )
+        kinds = ", ".join(PICTURES)
+        raise FileNotFoundError(f"no picture at {photo} (a file, a folder or a glob of {kinds})")
     return good
 
 

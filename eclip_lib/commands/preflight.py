@@ -1,4 +1,5 @@
-"""Before a run: what of all that it needs is not there, and what a run without that leaves out."""
+"""Before a run: what of all that it needs is not there, what a run without that leaves out, and what decides
+it."""
 
 import os
 import re
@@ -7,7 +8,8 @@ from pathlib import Path
 
 from .. import files
 from ..networks import checkpoints
-from . import outputs
+from ..profiles import INCIDENTAL
+from . import outputs, resources
 
 SOME = r"present.*|partial: \d+ of \d+ images"  # what can be run
 
@@ -24,27 +26,21 @@ class Lack:
     file: str = ""
 
     def __str__(self):
-        how = (
-            "comes by itself where there is a network"
-            if self.file
-            else self.how or "nothing gets it by itself"
-        )
-        return f"missing: {self.what}, looked for in {self.where}; {how}"
+        how = "comes by itself where there is a network" if self.file else self.how
+        return f"missing: {self.what}, looked for in {self.where}; {how or 'nothing gets it by itself'}"
 
 
 def lacks(run, training=True) -> list[Lack]:
     """All that a run needs and does not find, without reading much of what is there; masks and pairs only
     where it is `training`."""
-    from .resources import status  # which counts the notebooks
-
     weights, found = checkpoints.registry()["weights"], _named(run)
-    for thing in status(run).itertuples():
+    for thing in resources.status(run).itertuples():
         if re.fullmatch(SOME, thing.state):
             continue
         network, _, file = thing.part.partition(": ")
         parts = [thing.part if thing.part in run.datasets else "pairs"]
         if file in weights:
-            masks = [name for name, where in run.masks.items() if where.partition("=")[0] == network]
+            masks = [name for name, (model, _) in run.mask_models.items() if model == network]
             parts = [network] if network in run.networks else masks
         comes = file in weights and not (checkpoints.folder() / file).exists()
         state = thing.state.removeprefix("missing").lstrip(": ")
@@ -56,7 +52,7 @@ def lacks(run, training=True) -> list[Lack]:
 def _named(run):
     """Files that the settings name and that are not there."""
     named = [(run.pretrained, run.networks), (run.projection, ["projection"])]
-    named += [(where.partition("=")[2], [name]) for name, where in run.masks.items()]
+    named += [(checkpoint, [name]) for name, (_, checkpoint) in run.mask_models.items()]
     named += [(run.scratch[network], [network]) for network in run.networks if network in run.scratch]
     known, found = checkpoints.registry()["weights"], []
     for word, parts in named:
@@ -101,14 +97,37 @@ def _obtained(file, say):
 def weights(run):
     """The files of weights that a run names, or that are registered for its networks and masks."""
     words = [run.pretrained, run.projection, *run.scratch.values()]
-    words += [where.partition("=")[2] for where in run.masks.values()]
+    words += [checkpoint for _, checkpoint in run.mask_models.values()]
     named = checkpoints.files_of(*(word for word in words if word and checkpoints.is_path(word)))
-    tag = "openai" if run.pretrained == "default" else run.pretrained
-    known = [checkpoints.registered(network, tag) for network in run.networks]
-    known += [checkpoints.registered(where.partition("=")[0], "dino") for where in run.masks.values()]
-    known += [word for word in words if word in checkpoints.registry()["weights"]]
-    known += [f"{network}.json" for network in run.networks]  # its configuration, where it is one's own
-    return named + [checkpoints.folder() / name for name in known if name]
+    # a network's configuration, where it is one's own
+    known = [*resources.weight_files(run), *(f"{network}.json" for network in run.networks)]
+    return named + [checkpoints.folder() / name for name in known]
+
+
+def inputs(run):
+    """All that decides every notebook of a run, by content: the settings, the library that notebooks can
+    reach with its data files, the demo's models, weights, datasets and pairs."""
+    library = Path(__file__).parents[1]
+    rooms = [p.name for p in sorted(library.iterdir()) if p.suffix == ".py" or (p / "__init__.py").exists()]
+    code = files.code_digest(*(name for name in rooms if name not in ("commands", "cli.py")))
+    data = [p for p in sorted(library.rglob("*")) if p.suffix in (".yaml", ".tsv", ".md")]
+    demo = sorted((files.REPOSITORY / "data" / "demo").glob("*"))
+    models = [p for p in demo if p.suffix in (".safetensors", ".gz", ".json")]
+    digests = [[p.name, files.digest(p)] for p in [*data, *models, *weights(run)] if p.is_file()]
+    settings = run.model_dump(mode="json", exclude={"out", "changed", "saved", *INCIDENTAL})
+    states = [_state(lambda name=name: run.load_dataset(name).identity) for name in run.datasets]
+    return files.digest([settings, code, digests, states, _state(lambda: _stamps(run.load_pairs()))])
+
+
+def _stamps(source):
+    return [source.about, [source.stamp(part) for part in source.parts]]
+
+
+def _state(look):
+    try:
+        return look()
+    except (OSError, ValueError) as error:  # the notebook will say so
+        return str(error)
 
 
 def require_free(run, books, training):
@@ -123,9 +142,8 @@ def require_free(run, books, training):
     names = () if known.get("dropped") else ("networks", "datasets", "limit", "limit_pairs")
     other = [name for name in names if known.get("settings", {}).get(name, own := getattr(run, name)) != own]
     if other:
-        raise ValueError(
-            f"{files.few([run.out])} holds a run with other {', '.join(other)}; name another --out"
-        )
+        other = ", ".join(other)
+        raise ValueError(f"{files.few([run.out])} holds a run with other {other}; name another --out")
     made = [run.out / "notebooks" / path.name for path in books] + [run.record.path]
     made += [run.path("pairs", f"{network}-ECLIP") for network in run.networks if training]
     texts = "".join(path.read_text() for path in books)  # what they save is named in them

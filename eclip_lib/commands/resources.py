@@ -32,14 +32,23 @@ def status(run):
     return pd.DataFrame([asdict(resource) for resource in found])
 
 
+def as_text(found) -> str:
+    """`status` for a terminal: a few lines a resource."""
+    lines = []
+    for thing in found.to_dict("records"):
+        lines.append(f"{thing['part']}: {thing['state']} ({thing['size']})")
+        more = [(name, thing[name]) for name in ("where", "checked", "licence", "how") if thing[name]]
+        lines += [f"    {name:8} {said}" for name, said in more]
+    return "\n".join(lines)
+
+
 def _dataset(run, name):
     about = checkpoints.registry()["datasets"].get(name)
     if about is None:
         return Resource(name, size="rendered", where="eclip_lib/datasets/scenes.py", licence="MIT")
     if run.root_of(name) is None:
-        return Resource(
-            name, "missing", where="no root given", licence=about["licence"], how=f"-p root {name}=FOLDER"
-        )
+        lacking = {"where": "no root given", "how": f"-p root {name}=FOLDER"}
+        return Resource(name, "missing", licence=about["licence"], **lacking)
     root = Path(run.root_of(name))
     size = downloads.size(_bytes(about)) if "files" in about else "see the steps"
     checked, wrong = _sizes(about, root)
@@ -52,9 +61,8 @@ def _dataset(run, name):
     if state == "present" and wrong:
         state = f"partial: {len(wrong)} files are not as they came, e.g. {wrong[0]}"
     how = "" if state == "present" else f"eclip data fetch {name} --root {root}"
-    return Resource(
-        name, state, "" if state == "missing" else checked, size, str(root), about["licence"], how
-    )
+    checked = "" if state == "missing" else checked
+    return Resource(name, state, checked, size, str(root), about["licence"], how)
 
 
 def _bytes(about):
@@ -69,7 +77,7 @@ def _mark(root, file):
 def _sizes(about, root):
     """(what of a dataset is checked here, in words; the files of another size than they came with)."""
     listed = [files.read_json(_mark(root, file)) for file in about.get("files", ())]
-    if not listed or not all(isinstance(names, dict) for names in listed):
+    if not listed or not all(listed):
         return "names, not sizes or contents", []
     return "sizes, not contents", [name for names in listed for name in downloads.differing(names, root)]
 
@@ -108,8 +116,7 @@ def weight_files(run):
         return {}
     tag = "openai" if run.pretrained == "default" else run.pretrained
     found = {checkpoints.registered(network, tag): network for network in run.networks}
-    for where in run.masks.values() if run.pairs else ():
-        network, _, checkpoint = where.partition("=")
+    for network, checkpoint in run.mask_models.values() if run.pairs else ():
         known = checkpoint in checkpoints.registry()["weights"]
         found[checkpoint if known else checkpoints.registered(network, "dino")] = network
     return {name: network for name, network in found.items() if name}
@@ -125,15 +132,8 @@ def _weights(name, network):
         state = "partial: a broken transfer" if broken else "missing"
     how = "" if state == "present" else f"eclip data fetch {name}"
     checked = "size, not content" if "bytes" in about else "nothing is published to check it by"
-    return Resource(
-        f"{network}: {name}",
-        state,
-        "" if state == "missing" else checked,
-        downloads.size(about.get("bytes")),
-        str(path.parent),
-        about["licence"],
-        how,
-    )
+    checked, size = "" if state == "missing" else checked, downloads.size(about.get("bytes"))
+    return Resource(f"{network}: {name}", state, checked, size, str(path.parent), about["licence"], how)
 
 
 def require_known(names):
@@ -174,4 +174,4 @@ def fetch(name, root):
 
 def _as_it_came(file, root):
     listed = files.read_json(_mark(root, file))
-    return isinstance(listed, dict) and not downloads.differing(listed, root, contents=True)
+    return bool(listed) and not downloads.differing(listed, root, contents=True)

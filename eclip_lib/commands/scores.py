@@ -7,14 +7,14 @@ from ..explainers import explainer
 from ..networks.checkpoints import files_of
 from . import cluster, outputs
 
-SAID = {  # the measures by name, in the order of a line
-    "miou": "mIoU {0.mIoU:.2f} (floor {0.floor:.2f})",
-    "msc": "mSC {0.mSC:.2f}",
-    "image_threshold": "mIoU by one threshold an image {0.mIoU_image:.2f}",
-    "argmax": "argmax mIoU {0.mIoU_argmax:.2f}",
-    "argmax_background": "argmax mIoU with background {0.mIoU_argmax_background:.2f}",
-    "faithfulness": "deletion {0.deletion:.2f} insertion {0.insertion:.2f}",
-    "road": "ROAD {0.road:.2f}",
+SAID = {  # the measures by name, in the order of a line: {what it is called: its column in `summarize`}
+    "miou": {"mIoU": "mIoU"},
+    "msc": {"mSC": "mSC"},
+    "image_threshold": {"mIoU by one threshold an image": "mIoU_image"},
+    "argmax": {"argmax mIoU": "mIoU_argmax"},
+    "argmax_background": {"argmax mIoU with background": "mIoU_argmax_background"},
+    "faithfulness": {"deletion": "deletion", "insertion": "insertion"},
+    "road": {"ROAD": "road"},
 }
 
 
@@ -47,29 +47,35 @@ def measure(
 
     if out:
         out = files.place(out)
-        places = [out / f"{stem(network, name)}.csv" for network in run.networks for name in run.datasets]
-        rows = dict.fromkeys(places, outputs.ROWS)
-        outputs.require_free([], files_of(run.pretrained, run.projection), unnamed=rows)
+        rows = [out / f"{stem(network, name)}.csv" for network in run.networks for name in run.datasets]
+        read = files_of(run.pretrained, run.projection)
+        outputs.require_free([], read, unnamed=dict.fromkeys(rows, outputs.ROWS))
     for network in run.networks:
 
         def load(network=network):
             clip = run.load_clip(network)
-            if method != "eclip":
-                return explainer(method, clip), clip
-            return explainer(method, clip, projection=run.load_pair(clip)), clip
+            pair = {"projection": run.load_pair(clip)} if method == "eclip" else {}
+            return explainer(method, clip, **pair), clip
 
         explain, clip = load()
         for name in run.datasets:
             dataset = run.load_dataset(name)
             if ray:
-                parts, gpus = out / stem(network, name), int(run.device.startswith("cuda"))
-                rows = cluster.evaluate_parts(
-                    load, dataset, parts, ray, gpus, batch_size=run.batch_size, **options
-                )
+                parts, more = out / stem(network, name), {"batch_size": run.batch_size, **options}
+                gpus = int(run.device.startswith("cuda"))
+                rows = cluster.evaluate_parts(load, dataset, parts, ray, gpus, **more)
             else:
                 rows = evaluate({method: explain}, dataset, clip, run.workers, run.batch_size, **options)
             if out:
                 files.write(out / f"{stem(network, name)}.csv", files.as_csv(rows, index=False))
-            s = summarize(rows, seed=run.seed)
-            numbers = " ".join(said.format(s) for word, said in SAID.items() if word in asked)
-            yield f"{clip.title} {name} {method}: {numbers}, {s.images:.0f} images"
+            yield f"{clip.title} {name} {method}: {in_words(summarize(rows, seed=run.seed), asked)}"
+
+
+def in_words(summary, asked) -> str:
+    """What was asked for of `summarize`, in % with its 95 % interval over images."""
+    said = []
+    for name, column in (both for measure in SAID if measure in asked for both in SAID[measure].items()):
+        value, low, high = summary[[column, f"{column}_low", f"{column}_high"]]
+        floor = f" (floor {summary['floor']:.2f} %)" if column == "mIoU" else ""
+        said.append(f"{name} {value:.2f} % [{low:.2f}, {high:.2f}]{floor}")
+    return f"{', '.join(said)}; {summary['images']:.0f} images"

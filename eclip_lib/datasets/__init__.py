@@ -34,6 +34,3 @@ def load_dataset(name: str, root: str | Path | None = None, limit: int | None = 
         raise ValueError(f"{name} needs root=, the folder that holds it; see data/README.md")
     root = None if root is None else files.place(root)
     return REGISTRY[name](root, **options).first(limit)
-
-
-__all__ = ["REGISTRY", "Dataset", "Example", "examples", "load_dataset"]

@@ -1,5 +1,4 @@
-"""What every dataset is: a sequence of `Example`s with a list of class names; and how every picture is
-read."""
+"""What every dataset is: `Example`s with a list of class names; and how every picture is read."""
 
 import copy
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from .. import files
 
 @dataclass(frozen=True)
 class Example:
-    """One annotated image. `masks`: class name -> bool [H, W]; `void`: bool [H, W], pixels that count neither
+    """One annotated image. `masks`: class name -> bool [H, W]; `void`: bool [H, W], what counts neither
     way."""
 
     image_id: str
@@ -83,8 +82,8 @@ class Dataset(Sequence):
 
 
 def examples(dataset: Dataset, count: int, start: int = 0) -> list[Example]:
-    """The first `count` annotated images from `start` on, of which each brings a class not shown before where
-    there is one."""
+    """The first `count` annotated images from `start` on, each with a class not shown before if there is
+    one."""
     chosen: list[Example] = []
     spare: list[Example] = []
     seen: set[str] = set()
@@ -101,12 +100,10 @@ def examples(dataset: Dataset, count: int, start: int = 0) -> list[Example]:
 
 
 def require(path, dataset, layout):
-    """Return `path`, or raise FileNotFoundError that says which dataset lacks it and which layout is
-    expected."""
+    """Return `path`, or raise FileNotFoundError that says who lacks it and which layout is expected."""
     if not Path(path).exists():
-        raise FileNotFoundError(
-            f"{dataset}: {path} is missing. Expected {layout}. See data/README.md for how to get it."
-        )
+        said = f"{dataset}: {path} is missing. Expected {layout}"
+        raise FileNotFoundError(f"{said}. See data/README.md for how to get it.")
     return Path(path)
 
 
@@ -161,8 +158,8 @@ def read_mask(path):
 
 
 def _eight_bits(image, kind, name):
-    """A picture of one channel of floats or of more than 8 bits -> 8 bits, transparent pixels white; Pillow
-    would clip it."""
+    """A picture of one channel of floats or of more than 8 bits -> 8 bits, white where transparent; Pillow
+    would clip."""
     values = np.asarray(image, dtype=np.float64)
     low, high = values.min(), values.max()
     sixteen = image.mode.startswith("I;16") or kind == "PNG"  # a PNG has no more
@@ -179,7 +176,5 @@ def _eight_bits(image, kind, name):
 
 def check_size(mask, image, path):
     """Raise ValueError where a mask [H, W] and its image (PIL) differ in size."""
-    if mask.shape != image.size[::-1]:
-        raise ValueError(
-            f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, its image {image.width}x{image.height}"
-        )
+    if (size := mask.shape[::-1]) != image.size:
+        raise ValueError(f"{path}: the mask is {size[0]}x{size[1]}, its image {image.width}x{image.height}")

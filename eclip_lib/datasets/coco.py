@@ -23,8 +23,7 @@ def incomplete(path, problem):
 
 
 def read_annotations(path, keys):
-    """A COCO annotation file -> its dictionary, the lists `keys` in it. Raises ValueError that names the
-    file."""
+    """A COCO annotation file -> its dictionary, the lists `keys` in it. Raises ValueError."""
     try:
         document = json.loads(path.read_bytes())  # of any Unicode encoding
     except (ValueError, RecursionError) as error:
@@ -60,11 +59,8 @@ class COCO2017(Dataset):
         if not self.items:
             raise ValueError(f"{self.name}: {self.path} annotates no image")
         if bare := sorted(self.coco.imgs.keys() - set(self.items), key=str):
-            total = f"{len(bare)} of {len(self.coco.imgs)} images"
-            warnings.warn(
-                f"{self.path}: {total} have no class to score and are left out ({files.few(bare)})",
-                stacklevel=3,
-            )
+            said = f"{len(bare)} of {len(self.coco.imgs)} images have no class to score and are left out"
+            warnings.warn(f"{self.path}: {said} ({files.few(bare)})", stacklevel=3)
         for item in self.items:
             require(self.sources(item)[0], self.name, LAYOUT)
 
@@ -76,9 +72,8 @@ class COCO2017(Dataset):
         for image in images:
             sides = [image.get("height"), image.get("width")]
             if not _is_word(image.get("file_name")) or not all(isinstance(s, int) for s in sides):
-                raise ValueError(
-                    f"{self.path}: image {image['id']} has no file_name, height or width; download it again"
-                )
+                said = f"image {image['id']} has no file_name, height or width"
+                raise ValueError(f"{self.path}: {said}; download it again")
         for kind, values in {
             "image id": [image["id"] for image in images],
             "picture": [os.path.normpath(image["file_name"]) for image in images],
@@ -87,9 +82,8 @@ class COCO2017(Dataset):
         }.items():
             twice = [value for value, count in Counter(values).items() if count > 1]
             if twice:
-                raise ValueError(
-                    f"{self.path}: {kind} {twice[0]!r} is there twice; which one is meant is not known"
-                )
+                said = f"{self.path}: {kind} {twice[0]!r} is there twice"
+                raise ValueError(f"{said}; which one is meant is not known")
         wordless = [name for name in self.classes if not _is_word(name)]
         if wordless:
             raise ValueError(f"{self.path}: the name of a category is {wordless[0]!r}, no word for a prompt")
@@ -101,10 +95,8 @@ class COCO2017(Dataset):
             try:
                 area = _area(annotation.get("segmentation"), sizes.get(annotation["image_id"], (0, 0)))
             except Exception as error:
-                raise ValueError(
-                    f"{self.path}: the mask of annotation {annotation['id']} cannot be read ({error}); "
-                    "mend it or remove it"
-                ) from error
+                said = f"{self.path}: the mask of annotation {annotation['id']} cannot be read ({error})"
+                raise ValueError(f"{said}; mend it or remove it") from error
             if annotation["image_id"] not in self.coco.imgs:
                 lost += 1
             elif area >= 2 or self.coco.annToMask(annotation).any():
@@ -112,9 +104,8 @@ class COCO2017(Dataset):
             else:
                 empty.append(annotation["id"])
         if lost:
-            warnings.warn(
-                f"{self.path}: {lost} annotations are of images that it does not list", stacklevel=4
-            )
+            said = f"{lost} annotations are of images that it does not list"
+            warnings.warn(f"{self.path}: {said}", stacklevel=4)
         if empty:
             said = f"{len(empty)} annotations cover no pixel and are left out ({files.few(empty)})"
             warnings.warn(f"{self.path}: {said}", stacklevel=4)
@@ -156,9 +147,8 @@ def _area(segmentation, size):
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError("a polygon needs three points or more, each of x and y")
-        if not all(
-            isinstance(n, int | float) and abs(n) < FARTHEST for n in polygon
-        ):  # false for nan as well
+        # false for nan as well
+        if not all(isinstance(n, int | float) and abs(n) < FARTHEST for n in polygon):
             raise ValueError("a polygon has a point that is no number, or far outside of any picture")
     area = 0
     for polygon in segmentation:
@@ -168,8 +158,8 @@ def _area(segmentation, size):
 
 
 def _run_lengths(text):
-    """The run lengths in COCO's compressed form: five bits a character, from the lowest; from the fourth run
-    on, differences."""
+    """The run lengths in COCO's compressed form: five bits a character, the lowest first; differences from
+    the fourth on."""
     runs, value, shift = [], 0, 0
     for code in text if isinstance(text, bytes) else text.encode():
         value |= (code - 48 & 31) << shift

@@ -37,10 +37,8 @@ def load_pairs(where):
         "csv": CsvPairs,
     }
     if kind not in sources or not place:
-        raise ValueError(
-            f"{files.few([where])!r} names no image-caption pairs; write one of "
-            f"{', '.join(f'{k}:…' for k in sources)}"
-        )
+        known = ", ".join(f"{kind}:…" for kind in sources)
+        raise ValueError(f"{files.few([where])!r} names no image-caption pairs; write one of {known}")
     if "://" in place:
         raise ValueError(f"{where}: pairs are read from files of this machine; copy or mount them first")
     return sources[kind](place if kind == "web" or kind.startswith("scenes") else str(files.place(place)))
@@ -48,9 +46,8 @@ def load_pairs(where):
 
 def _count(place, where):
     if not place.isdecimal() or len(place) > 8 or not int(place):
-        raise ValueError(
-            f"{files.few([where])!r}: how many scenes must be a whole number below 10^8, e.g. scenes:3000"
-        )
+        said = "how many scenes must be a whole number below 10^8, e.g. scenes:3000"
+        raise ValueError(f"{files.few([where])!r}: {said}")
     return int(place)
 
 
@@ -87,15 +84,8 @@ class ScenePairs(_Numbered):
         size=1000,
     ):
         self.levels, self.colours, self.seed = tuple(levels), colours, seed
-        about = {
-            "levels": self.levels,
-            "colours": colours,
-            "seed": seed,
-            "start": start,
-            "count": count,
-            "size": size,
-        }
-        self.about = {"source": "scenes", **about}
+        self.about = {"source": "scenes", "levels": self.levels, "colours": colours, "seed": seed}
+        self.about |= {"start": start, "count": count, "size": size}
         self._cut(start, count, size)
 
     def state(self, part):
@@ -135,10 +125,9 @@ class _Listed(_Numbered):
         return files.digest([[*self.pairs[index], files.stamp(self.pairs[index][0])] for index in part])
 
     def state(self, part):
-        pairs = [self.pairs[index] for index in part]
-        return files.digest(
-            [[*pair, os.path.isfile(pair[0]) and files.digest(Path(pair[0]))] for pair in pairs]
-        )
+        pairs = (self.pairs[index] for index in part)
+        contents = (os.path.isfile(path) and files.digest(Path(path)) for path, _ in pairs)
+        return files.digest([[*self.pairs[index], sha] for index, sha in zip(part, contents, strict=True)])
 
     def read(self, part):
         for index in part:
@@ -158,19 +147,15 @@ class CocoPairs(_Listed):
         document = read_annotations(path, ("images", "annotations"))
         try:
             names = {image["id"]: image["file_name"] for image in document["images"]}
-            found = sorted(
-                (a for a in document["annotations"] if a["image_id"] in names),
-                key=lambda a: str(a["id"]).zfill(20),
-            )
-            pairs = [
-                (str(Path(root, split, names[a["image_id"]])), (a["caption"] or "").strip()) for a in found
-            ]
+            found = [a for a in document["annotations"] if a["image_id"] in names]
+            found.sort(key=lambda a: str(a["id"]).zfill(20))
+            paths = (str(Path(root, split, names[a["image_id"]])) for a in found)
+            pairs = [(path, (a["caption"] or "").strip()) for path, a in zip(paths, found, strict=True)]
         except (KeyError, AttributeError, TypeError) as error:
             raise incomplete(path, error) from error
         if len(names) < len(document["images"]):
-            raise ValueError(
-                f"{path}: an image id is there twice; which image its captions mean is not known"
-            )
+            said = f"{path}: an image id is there twice"
+            raise ValueError(f"{said}; which image its captions mean is not known")
         if lost := len(document["annotations"]) - len(found):
             warnings.warn(f"{path}: {lost} captions are of images that it does not list", stacklevel=2)
         self._take(pairs, [a["id"] for a in found], {"source": "coco", "path": str(path)}, size)

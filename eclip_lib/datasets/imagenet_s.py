@@ -9,9 +9,8 @@ from .base import Dataset, Example, check_size, read_image, read_mask, require
 LAYOUT = "root/validation/<synset>/*.JPEG and root/validation-segmentation/<synset>/*.png (its own layout)"
 VOID = 1000
 # class id = line number, from 1: the 50 synsets in sorted order, each with the words its prompt uses
-SYNSETS = dict(
-    line.split("\t") for line in Path(__file__).with_name("imagenet_s50.tsv").read_text().splitlines()
-)
+LINES = Path(__file__).with_name("imagenet_s50.tsv").read_text().splitlines()
+SYNSETS = dict(line.split("\t") for line in LINES)
 
 
 class ImageNetS50(Dataset):
@@ -33,10 +32,9 @@ class ImageNetS50(Dataset):
                 f"{self.name}: no image in {self.images}. Expected {LAYOUT}. See data/README.md."
             )
         for item in self.items:
-            if item.parts[0] not in SYNSETS:
-                raise ValueError(
-                    f"{self.images / item}: {item.parts[0]} is not one of the 50 synsets of ImageNet-S50"
-                )
+            if (synset := item.parts[0]) not in SYNSETS:
+                said = f"{synset} is not one of the 50 synsets of ImageNet-S50"
+                raise ValueError(f"{self.images / item}: {said}")
             for path in self.sources(item):
                 require(path, self.name, LAYOUT)
 
@@ -51,9 +49,8 @@ class ImageNetS50(Dataset):
             raise ValueError(f"{path} is no RGB image (its class id would be R + 256 G); get the file again")
         colours = np.asarray(mask).astype(np.int32)  # before the product: 256 G overflows uint8
         if colours[..., 2].any():
-            raise ValueError(
-                f"{path}: blue is not 0 everywhere, as in masks of R + 256 G; get the file again"
-            )
+            said = f"{path}: blue is not 0 everywhere, as in masks of R + 256 G"
+            raise ValueError(f"{said}; get the file again")
         labels = colours[..., 0] + 256 * colours[..., 1]
         check_size(labels, image, path)
         present = sorted(set(np.unique(labels).tolist()) - {0, VOID})

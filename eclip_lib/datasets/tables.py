@@ -21,16 +21,12 @@ def rows(path):
     found = _quoted(text, separator) or [(number, _fields(line, separator)) for number, line in lines]
     columns = [name.strip() for name in found[0][1]] if found else []
     if not columns.count("filepath") == columns.count("title") == 1:
-        raise ValueError(
-            f"{path}: needs the columns filepath and title once each, has {files.few(columns)} "
-            f"(separator {separator!r})"
-        )
+        said = f"{path}: needs the columns filepath and title once each, has {files.few(columns)}"
+        raise ValueError(f"{said} (separator {separator!r})")
     for number, row in found[1:]:
         if len(row) < len(columns) or any(field.strip() for field in row[len(columns) :]):
-            raise ValueError(
-                f"{path}, line {number}: {len(row)} fields, not {len(columns)}; quote fields that hold "
-                f"{separator!r}"
-            )
+            said = f"{path}, line {number}: {len(row)} fields, not {len(columns)}"
+            raise ValueError(f"{said}; quote fields that hold {separator!r}")
     return [(number, dict(zip(columns, row, strict=False))) for number, row in found[1:]]
 
 

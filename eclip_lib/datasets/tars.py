@@ -65,8 +65,7 @@ def caption(sample):
         return None
     if text or "json" not in sample:
         return text
-    about = files.parsed(sample["json"])
-    found = about.get("caption") if isinstance(about, dict) else None
+    found = files.parsed(sample["json"]).get("caption")
     return found.strip() if isinstance(found, str) else ""
 
 
@@ -76,7 +75,6 @@ class WebPairs:
     one by one and that are not there."""
 
     def __init__(self, pattern):
-
         folder = files.place(pattern).is_dir()
         found = files.matching(Path(pattern, "*.tar") if folder else pattern, _expanded)
         paths = sorted(str(path) for some in found.values() for path in some if path.name[:2] != "._")
@@ -86,10 +84,8 @@ class WebPairs:
             warnings.warn(f"{len(gone)} of {len(found)} tars are not there: {files.few(gone)}", stacklevel=2)
         # by its own path alone, so that one tar more renames none
         self.names = [f"{Path(part).stem}-{files.digest(part.encode())[:6]}" for part in self.parts]
-        self.about = {
-            "source": "webdataset",
-            "folder": ", ".join(sorted({str(Path(part).parent) for part in self.parts})),
-        }
+        folders = sorted({str(Path(part).parent) for part in self.parts})
+        self.about = {"source": "webdataset", "folder": ", ".join(folders)}
         self.cut: dict = {}  # a part: so many of its pairs
 
     def first(self, count):
@@ -140,10 +136,9 @@ def _expanded(pattern):
             raise ValueError("they count too far")
         return parts
     except ValueError as error:
-        raise ValueError(
-            f"web:{files.few([pattern])}: its braces cannot be read ({str(error).partition(':')[0]}); write "
-            "them like web:shards/{00..99}.tar"
-        ) from error
+        why = str(error).partition(":")[0]
+        said = f"web:{files.few([pattern])}: its braces cannot be read ({why})"
+        raise ValueError(said + "; write them like web:shards/{00..99}.tar") from error
 
 
 def _count_keys(part, most):

@@ -64,15 +64,9 @@ def read_labels(path):
     colours decide then. Raises ValueError."""
     image = read_mask(path)
     labels = np.asarray(image)
-    if labels.ndim != 2:
-        raise ValueError(
-            f"{path} is a colour image; SegmentationClass holds palette images (one label a pixel)"
-        )
-    if image.mode == "1":
-        raise ValueError(
-            f"{path} has one bit a pixel, so no label; SegmentationClass holds palette images (one label "
-            "a pixel)"
-        )
+    if labels.ndim != 2 or image.mode == "1":
+        kind = "is a colour image" if labels.ndim != 2 else "has one bit a pixel, so no label"
+        raise ValueError(f"{path} {kind}; SegmentationClass holds palette images (one label a pixel)")
     if image.mode != "P":
         return labels
     palette = np.array(image.getpalette("RGB")).reshape(-1, 3)
@@ -83,10 +77,8 @@ def read_labels(path):
         return labels
     strange = next((colour for colour in colours.values() if colour not in LABEL_OF), None)
     if strange or len(colours) < len(used):
-        raise ValueError(
-            f"{path}: its palette holds {strange}, no colour of VOC's: the labels cannot be told; get "
-            "the file again"
-        )
+        said = f"{path}: its palette holds {strange}, no colour of VOC's: the labels cannot be told"
+        raise ValueError(f"{said}; get the file again")
     table = np.zeros(256, np.uint8)
     for index, colour in colours.items():
         table[index] = LABEL_OF[colour]

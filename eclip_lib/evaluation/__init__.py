@@ -1,7 +1,8 @@
 """How a map is scored (`metrics`), an explainer over a dataset (`evaluator`), and what its rows say
 (`statistics`); paper §4.1."""
 
-from .evaluator import MORE, Batch, batches, evaluate, prompts, recognize
+from .annotated import Batch, batches, prompts
+from .evaluator import MORE, evaluate, recognize
 from .metrics import average_precision, best_iou, score_contrast
 from .statistics import (
     MEASURES,
@@ -10,6 +11,7 @@ from .statistics import (
     counts,
     gains,
     gains_in_words,
+    grouped,
     in_words,
     interval,
     mean_interval,
@@ -20,30 +22,3 @@ from .statistics import (
     table,
     trainings_apart,
 )
-
-__all__ = [
-    "MEASURES",
-    "MORE",
-    "Batch",
-    "average_precision",
-    "batches",
-    "best_iou",
-    "bootstrap",
-    "class_mean",
-    "counts",
-    "evaluate",
-    "gains",
-    "gains_in_words",
-    "in_words",
-    "interval",
-    "mean_interval",
-    "over_trainings",
-    "prompts",
-    "recognize",
-    "score_contrast",
-    "spread",
-    "summarize",
-    "t_interval",
-    "table",
-    "trainings_apart",
-]

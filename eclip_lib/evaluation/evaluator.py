@@ -3,23 +3,21 @@
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import Dataset as TorchDataset
 
 from .. import files
 from ..datasets.base import Dataset
 from ..explainers import Shared, maps
 from ..method import itsm, score
-from ..networks.clip import PROMPT, Clip, loaded, to_batch
-from ..progress import tqdm
+from ..networks.clip import Clip
+from .annotated import batches, prompts
 from .faithfulness import deletion_insertion, faithfulness, road
 from .metrics import average_precision, best_of, image_iou, iou_curve, score_contrast
-from .segmentation import Segmentation, windows
+from .segmentation import Segmentation
 
 KEYS, SCORES = ["image_id", "class_name"], ["iou", "threshold", "score_contrast", "foreground"]
 COLUMNS = [*KEYS, *SCORES, "dataset", "network", "method", "seed"]
@@ -42,98 +40,6 @@ def read_rows(path, columns=None) -> pd.DataFrame | None:
         return pd.DataFrame() if columns is None and os.path.getsize(path) else None
     except (OSError, ValueError, KeyError):
         return None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images of one batch and what is annotated in them. `ids`: B names. `images`: [B, 3, H, W], prepared, on
-    CLIP's device. `names`: the classes present in each. `masks`: for each bool [n, h, w] at the image's own
-    size; `void`: for each bool [h, w]. `windows`: for each [n, 3, H, W], its sliding windows, where asked
-    for."""
-
-    ids: list[str]
-    images: torch.Tensor
-    names: list[list[str]]
-    masks: list[torch.Tensor]
-    void: list[torch.Tensor]
-    windows: list[torch.Tensor] | None = None
-
-    def __len__(self):
-        return len(self.ids)
-
-    @property
-    def objects(self) -> list[torch.Tensor]:
-        """The union of all classes, for each image bool [h, w]."""
-        return [masks.any(0) for masks in self.masks]
-
-    def index(self, classes) -> torch.Tensor:
-        """(image, class) of every pair present -> int64 [P, 2]."""
-        number = {name: k for k, name in enumerate(classes)}
-        pairs = [(i, number[name]) for i, names in enumerate(self.names) for name in names]
-        return torch.tensor(pairs, device=self.images.device).reshape(-1, 2)
-
-    def with_at_least(self, count) -> "Batch":
-        """The images in which so many classes are present."""
-        keep = [k for k, names in enumerate(self.names) if len(names) >= count]
-        if len(keep) == len(self):
-            return self
-        lists = ("ids", "names", "masks", "void", *["windows"] * (self.windows is not None))
-        parts = {name: [getattr(self, name)[k] for k in keep] for name in lists}
-        return replace(self, images=self.images[keep], **parts)
-
-
-class _Prepared(TorchDataset):
-    """Decodes and preprocesses where the loader's workers run; masks stay at the image's own resolution."""
-
-    def __init__(self, dataset, preprocess, window=None):
-        self.dataset, self.preprocess, self.window = dataset, preprocess, window
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, index):
-        try:
-            return self._prepare(self.dataset[index])
-        except (ValueError, OSError) as error:  # raised in a worker it would come wrapped in its traceback
-            return error
-
-    def _prepare(self, example):
-        unknown = set(example.masks) - set(self.dataset.classes)
-        if unknown:
-            raise ValueError(f"{example.image_id}: masks of unknown classes {sorted(unknown)}")
-        size = example.image.size[::-1]
-        void = np.zeros(size, bool) if example.void is None else example.void
-        names = [name for name, mask in example.masks.items() if (mask & ~void).any()]
-        masks = np.stack([example.masks[name] for name in names]) if names else np.zeros((0, *size), bool)
-        image, more = self.preprocess(example.image), []
-        if self.window:
-            more = [windows(example.image, self.preprocess, self.window)]
-        return example.image_id, image, names, torch.from_numpy(masks), torch.from_numpy(void), *more
-
-
-def batches(
-    dataset: Dataset, clip: Clip, batch_size: int, workers: int, description: str, slide: bool = False
-) -> Iterator[Batch]:
-    """A dataset in `Batch`es, decoded in `workers`, with a progress bar; slide: with sliding windows. Raises
-    ValueError where it is empty or cannot be read."""
-    if not len(dataset):
-        raise ValueError("the dataset is empty")
-    title = f"{clip.network} on {getattr(dataset, 'name', 'a dataset')}, {description}"
-    with tqdm(total=len(dataset), desc=title, unit="image") as bar:
-        prepared = _Prepared(dataset, clip.preprocess, clip.size if slide else None)
-        for items in loaded(prepared, batch_size, workers):
-            for item in items:
-                if isinstance(item, Exception):
-                    raise item
-            ids, images, *annotations = zip(*items, strict=True)
-            yield Batch(list(ids), to_batch(images, clip.device), *map(list, annotations))
-            bar.update(len(items))
-
-
-@torch.no_grad()
-def prompts(dataset, clip) -> torch.Tensor:
-    """F_t [T, Ct] of the dataset's classes, one prompt a class: "a photo of the {class}"."""
-    return clip.encode_text([PROMPT.format(name) for name in dataset.classes])
 
 
 def evaluate(
@@ -171,10 +77,11 @@ def evaluate(
     argmax = [name for name in MORE if name in measures and name.startswith("argmax")]
     segment = {n: Segmentation(clip, dataset, n.endswith("background"), slide, ensemble) for n in argmax}
     asked = [name for name in ANSWERS if name in measures]
-    text = prompts(dataset, clip)
+    text, order, bare = prompts(dataset, clip), dict[str, int](), []
     rows, pixels = defaultdict[object, list](list), defaultdict[object, list](list)
-    methods, bare = explainer if isinstance(explainer, dict) else {None: explainer}, []
+    methods = explainer if isinstance(explainer, dict) else {None: explainer}
     for batch in batches(dataset, clip, batch_size, workers, description, slide and bool(segment)):
+        order |= {name: len(order) + k for k, name in enumerate(batch.ids)}
         bare += [name for name, classes in zip(batch.ids, batch.names, strict=True) if not classes]
         batch = batch if segment else batch.with_at_least(1)  # with a background, every image counts
         index, shared = batch.index(dataset.classes), Shared(clip, batch.images)
@@ -187,27 +94,32 @@ def evaluate(
             found = maps(explain, batch.images, text, index, shared)
             more = [faithfulness(ANSWERS[name], clip, batch.images, found, text, index) for name in asked]
             rows[key] += _score_batch(batch, found, normalize, observe, more)
-    answers = [column for name in asked for column in MORE[name]]
     if bare:
         said = f"{len(bare)} of {len(dataset)} images have no class to score and are left out"
         said += " of all but argmax_background" if "argmax_background" in segment else ""
         warnings.warn(f"{said} ({files.few(bare)})", stacklevel=2)
-    frames = []
+    columns = [*KEYS, *SCORES, *MORE["image_threshold"], *(c for name in asked for c in MORE[name])]
+    labels, frames = {"dataset": getattr(dataset, "name", None), "network": clip.title}, []
     for key in methods:
-        method, seed = key if isinstance(key, tuple) else (key, None)
-        frame = pd.DataFrame(rows[key], columns=[*KEYS, *SCORES, *MORE["image_threshold"], *answers])
+        frame = pd.DataFrame(rows[key], columns=columns)
         frame = frame.drop(columns=[] if "image_threshold" in measures else MORE["image_threshold"])
         for name in segment:
             counted = pd.DataFrame(pixels[key, name], columns=[*KEYS, *MORE[name]])
             frame = frame.merge(counted, "outer", KEYS, validate="1:1")
-        labels = {"dataset": getattr(dataset, "name", None), "network": clip.title}
-        frames.append(frame.assign(**labels, method=method, seed=seed))
+        frame = frame.sort_values("image_id", key=lambda ids: ids.map(order), kind="stable")
+        frames.append(labelled(frame.assign(**labels), key))
     return pd.concat(frames, ignore_index=True)
 
 
+def labelled(rows, key):
+    """Rows with the columns method and seed of their key, a method or (method, seed)."""
+    method, seed = key if isinstance(key, tuple) else (key, None)
+    return rows.assign(method=method, seed=seed)
+
+
 def _score_batch(batch, found, normalize, observe, more=()):
-    """Images of one size are scored together, as many as a CPU's caches hold. more: [P, …] measured
-    elsewhere, further columns."""
+    """A row a pair. Images of one size are scored together, as many as a CPU's caches hold. more: [P, …]
+    measured elsewhere, further columns."""
     counts, room = [len(names) for names in batch.names], 2**20 if found.device.type == "cpu" else 2**26
     groups, pixels, rows = defaultdict(list), defaultdict(int), []
     for k, pairs in enumerate(torch.arange(len(found), device=found.device).split(counts)):
@@ -238,8 +150,7 @@ def _score_batch(batch, found, normalize, observe, more=()):
 
 @torch.no_grad()
 def recognize(dataset, clip, workers=0, batch_size=64):
-    """Recognition by CLIP's own pair (Eq. 3, Table 4) -> (scores [N, T] cosines, labels bool [N, T], mAP in
-    %)."""
+    """Recognition by CLIP's own pair (Eq. 3, Table 4) -> (cosines [N, T], labels bool [N, T], mAP in %)."""
     text = prompts(dataset, clip)
     scores, labels = [], []
     for batch in batches(dataset, clip, batch_size, workers, "recognizing"):

@@ -1,5 +1,4 @@
-"""How a map is scored against a mask (paper §4.1): best IoU over 101 thresholds, score contrast, average
-precision."""
+"""How a map is scored (paper §4.1): best IoU over 101 thresholds, score contrast, average precision."""
 
 import numpy as np
 import torch

@@ -56,8 +56,7 @@ class Segmentation:
                 yield batch.ids[k], self.classes[c], int(intersection[c]), int(union[c])
 
     def _truth(self, names, masks):
-        """Masks [n, H, W] -> (class of each pixel, whether it counts); of overlapping ones the smallest is on
-        top."""
+        """Masks [n, H, W] -> (class of each pixel, whether it counts); where they overlap the smallest."""
         truth = torch.full(masks.shape[1:], self.number.get(BACKGROUND, -1))
         for k in masks.sum((1, 2)).argsort(descending=True, stable=True).tolist():
             truth[masks[k]] = self.number[names[k]]
@@ -91,8 +90,7 @@ def may_win(cells):
 
 
 def overlap(predicted, truth, counts, classes):
-    """Labels [H, W] and which pixels count -> pixels of (intersection, union) of each class, int64
-    [classes]."""
+    """Labels [H, W] and which pixels count -> pixels of (intersection, union), int64 [classes]."""
     predicted, truth = predicted[counts], truth[counts]
     right = truth[predicted == truth]
     right, predicted, truth = (torch.bincount(x, minlength=classes) for x in (right, predicted, truth))
@@ -142,8 +140,7 @@ def _resize(maps, size):
 @torch.no_grad()
 def mean_prompt(clip, names):
     """F_t [T, Ct] of each name in 80 prompts, such that φ_t of it points where the mean of the 80 normalised
-    embeddings does: each weighs as one over the length of its embedding, which φ_t, being linear, carries
-    through."""
+    embeddings does: each weighs as one over its embedding's length, which φ_t, linear, carries through."""
     every = []
     for name in names:
         text = clip.encode_text([template(name) for template in OPENAI_IMAGENET_TEMPLATES])

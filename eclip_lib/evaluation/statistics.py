@@ -107,13 +107,21 @@ def spread(name, three):
     return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, three), strict=True))
 
 
+def grouped(rows: pd.DataFrame, by, line, columns=None) -> pd.DataFrame:
+    """A line a group of tidy rows, in order of appearance: the columns `by`, then what line(part) gives, one
+    dictionary or several."""
+    lines = []
+    for key, part in rows.groupby(list(by), sort=False, dropna=False) if len(rows) else ():
+        found = line(part)
+        for one in [found] if isinstance(found, dict) else found:
+            lines.append(dict(zip(by, key, strict=True)) | one)
+    return pd.DataFrame(lines, columns=columns)
+
+
 def table(rows: pd.DataFrame, by=("dataset", "network", "method"), measures=MEASURES, seed=0) -> pd.DataFrame:
     """One line a group of tidy rows, in order of appearance: `by`, then `summarize`'s measures in %."""
-    lines = [
-        dict(zip(by, key, strict=True)) | summarize(part, seed=seed)[list(measures)].to_dict()
-        for key, part in rows.groupby(list(by), sort=False, dropna=False)
-    ]
-    return pd.DataFrame(lines, columns=[*by, *measures])
+    summary = lambda part: summarize(part, seed=seed)[list(measures)].to_dict()  # noqa: E731
+    return grouped(rows, by, summary, [*by, *measures])
 
 
 def gains(rows: pd.DataFrame, comparisons, seed=0, resamples=1000) -> pd.DataFrame:
@@ -163,8 +171,7 @@ def over_trainings(seeds: pd.DataFrame) -> pd.DataFrame:
 
 
 def trainings_apart(one, other) -> str:
-    """Two lines of `over_trainings` in words: the difference of their mIoU, and whether trainings tell them
-    apart."""
+    """Two lines of `over_trainings` in words: the gap in mIoU, and whether trainings tell them apart."""
     gap = f"{one['mIoU'] - other['mIoU']:+.1f} mIoU"
     if min(one["seeds"], other["seeds"]) < 2:
         return f"{gap}; one training each, which decides nothing"

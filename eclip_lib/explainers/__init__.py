@@ -14,21 +14,6 @@ from .grad_cam import grad_cam
 from .grad_eclip import grad_eclip
 from .legrad import legrad
 
-__all__ = [
-    "REGISTRY",
-    "FeatureMap",
-    "Method",
-    "PairMap",
-    "Shared",
-    "about",
-    "explainer",
-    "map_of",
-    "maps",
-    "named",
-    "require",
-    "scored",
-]
-
 
 class Method(NamedTuple):
     """`make`: (clip, **options) -> explainer. `name`: as the paper and its figures call it. `title`: one line
@@ -85,9 +70,7 @@ def explainer(method: str, clip, **options) -> Callable:
     does not fit the network."""
     require(method)
     entry = REGISTRY[method]
-    if not isinstance(
-        entry, Method
-    ):  # a function of one's own, of which only its author knows when it changes
+    if not isinstance(entry, Method):  # of one's own: only its author knows when it changes
         return entry(clip, **options)
     made = entry.make(clip, **options)
     # with CLIP's: what decides a map; two pairs of equal weights may read different features

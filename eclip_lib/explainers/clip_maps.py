@@ -1,5 +1,4 @@
-"""CLIP, ECLIP and RCLIP: one computation (Eq. 4) with another `Projection`, or with the map reversed (Eq.
-10)."""
+"""CLIP, ECLIP and RCLIP: one computation (Eq. 4) with another `Projection`, or reversed (Eq. 10)."""
 
 from ..method import similarity
 from .base import FeatureMap

@@ -46,11 +46,16 @@ def _self_attention(z, inside, near=0):
 # ---------------------------------------------------------------------- the last block changed
 
 
-def _with_last_block(clip, method, mix):
+def _with_last_block(clip, method, mix, attention_alone=False):
+    """attention_alone: the output of the block's attention, and nothing else, to the final layer norm."""
     last, visual = vit_blocks(clip, method)[-1], clip.model.visual
 
     def explain(images, text):
-        x = residual_block(last, vit_tokens(visual, images.to(clip.device), -1), mix)[0]
+        x = vit_tokens(visual, images.to(clip.device), -1)
+        if attention_alone:
+            x = attention_output(last, mix(encoders.attention_of(last, x)))
+        else:
+            x = residual_block(last, x, mix)[0]
         return similarity(finish_vit(visual, x), text, clip.projection)
 
     return explain
@@ -78,22 +83,9 @@ def sclip(clip):
     return _with_last_block(clip, "sclip", correlative)
 
 
-def _with_last_attention(clip, method, mix):
-    """The output of the last block's attention, and nothing else, to the final layer norm."""
-    last, visual = vit_blocks(clip, method)[-1], clip.model.visual
-
-    def explain(images, text):
-        inside = encoders.attention_of(last, vit_tokens(visual, images.to(clip.device), -1))
-        x = attention_output(last, mix(inside))
-        return similarity(finish_vit(visual, x), text, clip.projection)
-
-    return explain
-
-
 def clear_clip(clip):
-    return _with_last_attention(
-        clip, "clear_clip", lambda inside: _self_attention(inside.queries, inside) @ inside.values
-    )
+    mix = lambda inside: _self_attention(inside.queries, inside) @ inside.values  # noqa: E731
+    return _with_last_block(clip, "clear_clip", mix, attention_alone=True)
 
 
 def naclip(clip):
@@ -102,9 +94,8 @@ def naclip(clip):
     distance = (cells[:, None] - cells).square().sum(-1)
     # a standard deviation of 5 tokens, its authors'; the class token has no neighbours
     near = F.pad((-distance / (2 * 5**2)).exp(), (1, 0, 1, 0))
-    return _with_last_attention(
-        clip, "naclip", lambda inside: _self_attention(inside.keys, inside, near) @ inside.values
-    )
+    mix = lambda inside: _self_attention(inside.keys, inside, near) @ inside.values  # noqa: E731
+    return _with_last_block(clip, "naclip", mix, attention_alone=True)
 
 
 # ---------------------------------------------------------------------- a second path

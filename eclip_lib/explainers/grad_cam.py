@@ -1,7 +1,6 @@
 """Grad-CAM (Selvaraju et al., 2017; the paper's [33]) of the image-text cosine, through the grad-cam package.
 
-Target layer: on a ViT the first layer norm of the last block, reshaped to the grid; on a ResNet the last
-stage."""
+Target layer: on a ViT the first layer norm of the last block, on the grid; on a ResNet the last stage."""
 
 from functools import partial
 

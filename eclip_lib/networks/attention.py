@@ -35,10 +35,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         usual = isinstance(model, VisionTransformer) and model.cls_token is not None
         if not usual or not isinstance(model.blocks[-1].attn, Attention):
-            kind = type(model).__name__
-            raise ValueError(
-                f"{name}: attention is read from timm's VisionTransformer with a class token, not {kind}"
-            )
+            said = f"{name}: attention is read from timm's VisionTransformer with a class token"
+            raise ValueError(f"{said}, not {type(model).__name__}")
         self.model, self.name = model.eval().requires_grad_(False), name
         self.grid, self.size = tuple(model.patch_embed.grid_size), model.patch_embed.img_size[0]
         config = getattr(model, "pretrained_cfg", None) or {}
@@ -48,9 +46,8 @@ class SelfAttention(nn.Module):
 
     def _prepare(self, images):
         if images.shape[-1] != self.size:
-            images = F.interpolate(
-                images, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False
-            )
+            how = {"mode": "bilinear", "antialias": True, "align_corners": False}
+            images = F.interpolate(images, (self.size, self.size), **how)
         return (images - self.mean) / self.std
 
     def features(self, images):
@@ -186,9 +183,8 @@ def _timm_model(network, pretrained):
     except Exception as error:
         weights = "its weights" if pretrained else "random weights"
         raise ValueError(
-            f"{network} could not be made with {weights}: they are neither in the cache nor could they "
-            "be downloaded, or timm has "
-            f"no such model; give a local checkpoint ({str(error).splitlines()[0]})"
+            f"{network} could not be made with {weights}: they are neither in the cache nor could they be "
+            f"downloaded, or timm has no such model; give a local checkpoint ({str(error).splitlines()[0]})"
         ) from error
 
 

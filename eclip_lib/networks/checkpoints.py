@@ -34,14 +34,8 @@ def folder():
 
 def registered(network, tag):
     """The file name under which the registry has a network's weights, or None."""
-    return next(
-        (
-            name
-            for name, about in registry()["weights"].items()
-            if (about["for"], about["tag"]) == (network, tag)
-        ),
-        None,
-    )
+    known = {(about["for"], about["tag"]): name for name, about in registry()["weights"].items()}
+    return known.get((network, tag))
 
 
 def obtain(name, check=False):
@@ -51,10 +45,9 @@ def obtain(name, check=False):
     about, path = registry()["weights"][name], folder() / name
     if path.is_file() and not check:
         return path
+    checksum = about.get("sha256") and f"sha256:{about['sha256']}"
     try:
-        return downloads.fetch(
-            about["url"], path, about.get("bytes"), about.get("sha256") and f"sha256:{about['sha256']}"
-        )
+        return downloads.fetch(about["url"], path, about.get("bytes"), checksum)
     except OSError as error:
         raise ValueError(
             f"{name} ({downloads.size(about.get('bytes'))}) is not in {path.parent} and could not be "
@@ -68,10 +61,9 @@ def hub():
     """Other libraries' downloads from the Hugging Face hub: one short look whether it answers, else their
     cache alone, instead of a minute of retries."""
     before, offline = huggingface_hub.constants.HF_HUB_OFFLINE, False
+    look = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
     try:
-        urllib.request.urlopen(
-            urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD"), timeout=5
-        ).close()
+        urllib.request.urlopen(look, timeout=5).close()
     except urllib.error.HTTPError:
         pass  # it answers
     except OSError:
@@ -85,12 +77,9 @@ def hub():
 
 def is_path(pretrained):
     """Whether a word for weights names a file, not a tag."""
-    return (
-        isinstance(pretrained, Path)
-        or Path(pretrained).suffix in SUFFIXES
-        or "/" in pretrained
-        or os.path.isfile(pretrained)  # False for what no file can be called
-    )
+    if isinstance(pretrained, Path) or "/" in pretrained or Path(pretrained).suffix in SUFFIXES:
+        return True
+    return os.path.isfile(pretrained)  # False for what no file can be called
 
 
 def files_of(*words):

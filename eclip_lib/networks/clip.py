@@ -36,17 +36,14 @@ def to_batch(images, device):
 def loaded(dataset, batch_size, workers=0, **options):
     """A torch dataset in lists of `batch_size` items, decoded in `workers` processes, at most one a core of
     this machine. Raises OSError where one of them is killed."""
+    options |= {"num_workers": min(workers, files.cores()), "collate_fn": list}
     try:
-        yield from DataLoader(
-            dataset, batch_size, num_workers=min(workers, files.cores()), collate_fn=list, **options
-        )
+        yield from DataLoader(dataset, batch_size, **options)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise OSError(
-            "a process that decodes images was killed, mostly because memory ran out; run again with fewer "
-            "workers (-p workers 0)"
-        ) from error
+        said = "a process that decodes images was killed, mostly because memory ran out"
+        raise OSError(f"{said}; run again with fewer workers (-p workers 0)") from error
 
 
 def _to_rgb(image):
@@ -68,22 +65,16 @@ class Clip:
         self.size = (config["size"],) * 2 if isinstance(config["size"], int) else tuple(config["size"])
         self.image_size = self.size[0] if self.size[0] == self.size[1] else self.size
         self.statistics = (config["mean"], config["std"])
-        self.preprocess = transforms.Compose(
-            [
-                _to_rgb,
-                transforms.Resize(
-                    self.size, transforms.InterpolationMode.BICUBIC
-                ),  # no crop, aspect ratio not kept
-                transforms.ToTensor(),
-                transforms.Normalize(config["mean"], config["std"]),
-            ]
-        )
+        # no crop, aspect ratio not kept
+        resize = transforms.Resize(self.size, transforms.InterpolationMode.BICUBIC)
+        normalize = transforms.Normalize(*self.statistics)
+        self.preprocess = transforms.Compose([_to_rgb, resize, transforms.ToTensor(), normalize])
         self.is_vit = pools_class_token(model.visual)
         self.pools = "feature_map" if isinstance(model.visual, ModifiedResNet) else "tokens"
         if self.device.type == "cuda" and not self.is_vit:  # what cuDNN's convolutions are fastest on
             model.visual.to(memory_format=torch.channels_last)
         self.logit_scale = float(model.logit_scale.exp())
-        self.projection = _own_projection(model, network).requires_grad_(False).to(device)
+        self.projection = Projection.of_state(own_weights(model, network)).requires_grad_(False).to(device)
         self.projection.metadata = {"network": network, "weights": pretrained}
         self.backbone = None  # another image encoder, see `with_image_encoder`
 
@@ -97,7 +88,8 @@ class Clip:
         """What decides this CLIP's features, as JSON's types: its weights' digest, whatever their file is
         called, its activation, input size, preprocessing and precision; network and weights by name."""
         about = {"network": self.network, "weights": self.pretrained, "model": files.digest(self.model)}
-        about |= {"quick_gelu": _is_quick(self.model), "input": list(self.size), "precision": self.precision}
+        quick = any(isinstance(module, open_clip.transformer.QuickGELU) for module in self.model.modules())
+        about |= {"quick_gelu": quick, "input": list(self.size), "precision": self.precision}
         about["statistics"] = [list(values) for values in self.statistics]
         return about if self.backbone is None else about | {"backbone": files.digest(self.backbone)}
 
@@ -117,11 +109,9 @@ class Clip:
         if self.precision == "fp32":
             return image_features(self.model.visual, images)
         with torch.autocast(self.device.type, torch.bfloat16):
-            features = image_features(self.model.visual, images)
-        feature_map = None if features.feature_map is None else features.feature_map.float()
-        return ImageFeatures(
-            features.class_token.float(), features.tokens.float(), features.grid, feature_map
-        )
+            found = image_features(self.model.visual, images)
+        feature_map = None if found.feature_map is None else found.feature_map.float()
+        return ImageFeatures(found.class_token.float(), found.tokens.float(), found.grid, feature_map)
 
     def encode_text(self, texts: str | Sequence[str], quote: bool = True) -> torch.Tensor:
         """A list of T prompts -> F_t [T, Ct]: the token that stands for the text (its end, mostly) after the
@@ -170,10 +160,6 @@ class Clip:
         return other
 
 
-def _is_quick(model):
-    return any(isinstance(module, open_clip.transformer.QuickGELU) for module in model.modules())
-
-
 def _text_tower(model):
     # open_clip's CLIP holds its text encoder itself, its CustomTextCLIP in `text`
     return getattr(model, "text", model)
@@ -186,15 +172,10 @@ def own_weights(model, network):
     tower = _text_tower(model)
     text = getattr(tower, "text_projection", None)
     if not (tower is model or isinstance(tower, TextTransformer)) or text is None:
-        raise ValueError(
-            f"{network}: its text encoder ({type(tower).__name__}) has no plain linear projection after one "
-            "pooled token"
-        )
+        kind = type(tower).__name__
+        said = f"{network}: its text encoder ({kind}) has no plain linear projection after one pooled token"
+        raise ValueError(said)
     linear = isinstance(text, nn.Linear)
     state = {"image.weight": weight, "image.bias": bias, "text.weight": text.weight if linear else text.T}
     state["text.bias"] = text.bias if linear else None
     return {name: tensor for name, tensor in state.items() if tensor is not None}
-
-
-def _own_projection(model, network):
-    return Projection.of_state(own_weights(model, network))

@@ -23,25 +23,16 @@ MERGES = FOLDER / "scenes_bpe.txt.gz"
 
 _text = {"context_length": 24, "width": 128, "heads": 2, "layers": 2}
 _vit = {"image_size": scenes.SIZE, "width": 128, "layers": 4, "head_width": 32}
+_resnet = {"image_size": scenes.SIZE, "width": 12, "layers": [1, 1, 1, 1], "head_width": 32}
+_vision = {"scenes-ViT-32": _vit | {"patch_size": 32}, "scenes-ViT-16": _vit | {"patch_size": 16}}
+_vision["scenes-RN"] = _resnet
 NETWORKS = {
-    "scenes-ViT-32": {"embed_dim": 128, "vision_cfg": {**_vit, "patch_size": 32}, "text_cfg": _text},
-    "scenes-ViT-16": {"embed_dim": 128, "vision_cfg": {**_vit, "patch_size": 16}, "text_cfg": _text},
-    "scenes-RN": {
-        "embed_dim": 128,
-        "vision_cfg": {"image_size": scenes.SIZE, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32},
-        "text_cfg": _text,
-    },
+    name: {"embed_dim": 128, "vision_cfg": vision, "text_cfg": _text} for name, vision in _vision.items()
 }
 
 # the self-supervised models: a timm ViT as wide and deep as scenes-ViT-16
-ATTENTION = {
-    "img_size": scenes.SIZE,
-    "patch_size": 16,
-    "embed_dim": 128,
-    "depth": 4,
-    "num_heads": 8,
-    "num_classes": 0,
-}
+ATTENTION = {"img_size": scenes.SIZE, "patch_size": 16, "num_classes": 0}
+ATTENTION |= {"embed_dim": 128, "depth": 4, "num_heads": 8}
 ATTENTIONS = ["scenes-DINO", "scenes-MoCo"]
 
 
@@ -55,25 +46,16 @@ def attention_model(**options):
 @cache
 def words():
     """Every word a caption of a scene can contain, in alphabetical order."""
-    phrases = [
-        *scenes.OPENINGS,
-        "a photo of the",
-        "and with next to",
-        "a the one",
-        "small big",
-        "on a in front of a with a background",
-    ]
-    return sorted(
-        {w for p in [*phrases, *scenes.CLASSES, *scenes.COLOURS, *scenes.PATTERNS] for w in p.split()}
-    )
+    phrases = "a photo of the one and with next to small big on a in front of a with a background"
+    every = [phrases, *scenes.OPENINGS, *scenes.CLASSES, *scenes.COLOURS, *scenes.PATTERNS]
+    return sorted({*" ".join(every).split()})
 
 
 def checkpoint(network, tag="default"):
     """Path of a bundled checkpoint: `tag` is "default" ("seed0"), "seed0", "seed1", …, or "scratch" (trained
     on nothing but the small caption set, Table 4). Raises ValueError."""
-    tags = [
-        path.stem.removeprefix(f"{network}-") for path in sorted(FOLDER.glob(f"{network}-s*.safetensors"))
-    ]
+    there = sorted(FOLDER.glob(f"{network}-s*.safetensors"))
+    tags = [path.stem.removeprefix(f"{network}-") for path in there]
     tag = "seed0" if tag == "default" else tag
     if tag not in tags:
         raise ValueError(
@@ -94,23 +76,18 @@ def require(network):
 @cache
 def register():
     """Add the demo networks to open_clip's registry (once), and those whose configuration (NAME.json, in
-    open_clip's form) lies in the folder of weights. Programs that use open_clip themselves call this
-    first."""
+    open_clip's form) lies in the folder of weights. Whoever uses open_clip calls this first."""
     import open_clip
 
     for path in sorted(weights_folder().glob("*.json")):
-        about = files.read_json(path)
-        if isinstance(about, dict) and {"embed_dim", "vision_cfg", "text_cfg"} <= set(about):
+        if {"embed_dim", "vision_cfg", "text_cfg"} <= set(files.read_json(path)):
             open_clip.add_model_config(path)
     if not MERGES.exists():  # a wheel without a clone around it
         return
     vocabulary = 512 + gzip.open(MERGES).read().decode().count("\n") + 2
     with tempfile.TemporaryDirectory() as folder:
         for name, config in NETWORKS.items():
-            text = {
-                **config["text_cfg"],
-                "vocab_size": vocabulary,
-                "tokenizer_kwargs": {"bpe_path": str(MERGES)},
-            }
-            Path(folder, f"{name}.json").write_text(json.dumps({**config, "text_cfg": text}))
+            text = {"vocab_size": vocabulary, "tokenizer_kwargs": {"bpe_path": str(MERGES)}}
+            about = config | {"text_cfg": config["text_cfg"] | text}
+            Path(folder, f"{name}.json").write_text(json.dumps(about))
         open_clip.add_model_config(folder)

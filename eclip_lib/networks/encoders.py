@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
+from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from ..method import ImageFeatures
@@ -66,8 +67,7 @@ def embed_vit(visual, images):
 
 
 def vit_tokens(visual, images, blocks):
-    """What a ViT's tokens are after its first `blocks` blocks (all but the last where it is -1): [B, 1 + N,
-    C]."""
+    """A ViT's tokens after its first `blocks` blocks (-1: all but the last): [B, 1 + N, C]."""
     x = embed_vit(visual, images)
     for block in visual.transformer.resblocks[:blocks]:
         x = block(x)
@@ -75,8 +75,7 @@ def vit_tokens(visual, images, blocks):
 
 
 def finish_vit(visual, x):
-    """What the last block of a ViT gives, [B, 1 + N, C] -> `ImageFeatures`, every token after the final layer
-    norm."""
+    """What a ViT's last block gives, [B, 1 + N, C] -> `ImageFeatures`, after the final layer norm."""
     tokens = visual.ln_post(_alone(visual.attn_pool, x) if visual.attn_pool else x)
     pooled = tokens[:, 0] if pools_class_token(visual) else visual._pool(x)[0]
     return ImageFeatures(pooled, tokens[:, 1:], tuple(visual.grid_size))
@@ -128,9 +127,9 @@ def _timm(visual, images):
 
 
 def resize_input(visual, size):
-    """Let an encoder read images of `size` = (H, W): learned position embeddings are interpolated (bicubic,
-    as open_clip does between square sizes). Changes `visual`; raises ValueError where its grid does not
-    divide the size."""
+    """Let an encoder read images of `size` = (H, W): learned position embeddings are interpolated
+    (bicubic, as open_clip does between square sizes). Changes `visual`; raises ValueError where the size
+    does not fit."""
     visual.preprocess_cfg = {**visual.preprocess_cfg, "size": tuple(size)}
     if isinstance(visual, TimmModel):
         stride = (visual.trunk.feature_info[-1]["reduction"],) * 2
@@ -143,12 +142,9 @@ def resize_input(visual, size):
         raise ValueError(f"an input of {size[0]}x{size[1]} does not divide into cells of {cell}")
     if isinstance(visual, TimmModel):
         return visual.set_input_size(size)
-    first, cells = owner.positional_embedding.split([1, len(owner.positional_embedding) - 1])
-    side = round(len(cells) ** 0.5)
     grid = tuple(s // step for s, step in zip(size, stride, strict=True))
-    cells = cells.T.reshape(1, -1, side, side)
-    cells = F.interpolate(cells, grid, mode="bicubic", antialias=True, align_corners=False).flatten(2)[0].T
-    owner.positional_embedding = nn.Parameter(torch.cat([first, cells]), requires_grad=False)
+    positions = resample_abs_pos_embed(owner.positional_embedding[None], grid)[0]
+    owner.positional_embedding = nn.Parameter(positions, requires_grad=False)
     visual.image_size, visual.grid_size = tuple(size), grid
 
 
@@ -166,8 +162,7 @@ class Attention:
 
     @cached_property
     def weights(self):
-        """[B, heads, N, N], softmax over the last axis, on the gradient's path; formed when they are asked
-        for."""
+        """[B, heads, N, N], softmax over the last axis, on the gradient's path; formed when asked for."""
         return (self.queries @ self.keys.transpose(-1, -2) * self.queries.shape[-1] ** -0.5).softmax(-1)
 
 

@@ -14,16 +14,8 @@ from .checkpoints import BESIDE, hub
 
 HUB, LOCAL = "hf-hub:", "local-dir:"
 # what a folder of Hugging Face's holds, the best first; beside an index lie the shards that it names
-WEIGHTS = [
-    name + suffix
-    for name in (
-        "open_clip_model.safetensors",
-        "model.safetensors",
-        "open_clip_pytorch_model.bin",
-        "pytorch_model.bin",
-    )
-    for suffix in ("", ".index.json")
-]
+FILES = "open_clip_model.safetensors model.safetensors open_clip_pytorch_model.bin pytorch_model.bin".split()
+WEIGHTS = [name + suffix for name in FILES for suffix in ("", ".index.json")]
 
 
 def has_scheme(name):
@@ -75,11 +67,9 @@ def source(network):
         return network
     folder = folder_of(network)
     if not isinstance(inside(files.read_json(folder / BESIDE[0]), "model_cfg"), dict):
-        raise ValueError(
-            f"{files.few([network])} has no {BESIDE[0]} with a model_cfg; name the network and give these "
-            "as its "
-            "weights: --network ViT-B-16 --pretrained " + files.few([network])
-        )
+        name = files.few([network])
+        said = f"{name} has no {BESIDE[0]} with a model_cfg; name the network and give these as its weights"
+        raise ValueError(f"{said}: --network ViT-B-16 --pretrained {name}")
     return f"{LOCAL}{folder}"
 
 
@@ -177,10 +167,8 @@ def _joined(state):
                 found[f"{match[1]}.in_proj_{match[3]}"] = torch.cat(parts)
         elif match := re.fullmatch(r"(.*\.head\.attention)\.in_proj_(weight|bias)", name):
             query, *rest = tensor.chunk(3)
-            found |= {
-                f"{match[1]}.q_proj.{match[2]}": query,
-                f"{match[1]}.kv_proj.{match[2]}": torch.cat(rest),
-            }
+            found[f"{match[1]}.q_proj.{match[2]}"] = query
+            found[f"{match[1]}.kv_proj.{match[2]}"] = torch.cat(rest)
         else:
             found[name] = tensor
     return found

@@ -56,11 +56,9 @@ def load_clip(
     demo.require(network)
     demo.register()
     if not has_scheme(network) and network not in open_clip.list_models():
-        near = get_close_matches(network, open_clip.list_models(), 3) or list(demo.NETWORKS)
-        raise ValueError(
-            f"no network {files.few([network])!r}; near: {', '.join(near)} (open_clip.list_models() has "
-            "them all)"
-        )
+        near = ", ".join(get_close_matches(network, open_clip.list_models(), 3) or demo.NETWORKS)
+        said = f"no network {files.few([network])!r}; near: {near}"
+        raise ValueError(f"{said} (open_clip.list_models() has them all)")
     own = network in demo.NETWORKS
     if pretrained == "default" and not own:
         pretrained = network if has_scheme(network) else "openai"
@@ -97,9 +95,8 @@ def require_device(device):
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise ValueError(
-            f"no device {files.few([device])!r}; write cpu, or cuda (cuda:0, …) for a GPU"
-        ) from error
+        said = f"no device {files.few([device])!r}"
+        raise ValueError(f"{said}; write cpu, or cuda (cuda:0, …) for a GPU") from error
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not here.get(kind):
         name = {"cuda": "CUDA", "mps": "Metal"}.get(kind, kind)
@@ -168,29 +165,23 @@ def _empty(network, quick_gelu=False, beside=None):
 
 
 def _from_tag(network, tag):
+    tag_said, known = files.few([tag]), open_clip.list_pretrained_tags_by_model(network)
     if has_scheme(network):
-        raise ValueError(
-            f"{files.few([network])} brings its own weights; give a path or None in place of "
-            f"{files.few([tag])!r}"
-        )
+        said = f"{files.few([network])} brings its own weights"
+        raise ValueError(f"{said}; give a path or None in place of {tag_said!r}")
     if name := registered(network.removesuffix("-quickgelu"), tag):
         return _from_file(network, obtain(name), quick_gelu=tag == "openai")
     config = open_clip.get_pretrained_cfg(network, tag)
     if not config:
-        raise ValueError(
-            f"{network} has no weights {files.few([tag])!r}; it has "
-            f"{files.few(open_clip.list_pretrained_tags_by_model(network))}"
-        )
+        raise ValueError(f"{network} has no weights {tag_said!r}; it has {files.few(known)}")
+    quick = tag == "openai" or bool(config.get("quick_gelu"))
     try:
         with hub():
-            return open_clip.create_model(
-                network, tag, force_quick_gelu=tag == "openai" or bool(config.get("quick_gelu"))
-            )
+            return open_clip.create_model(network, tag, force_quick_gelu=quick)
     except Exception as error:
         raise ValueError(
-            f"the weights {files.few([tag])!r} of {network} are neither in the cache nor could they be "
-            "downloaded; give `pretrained` the "
-            f"path of a local checkpoint, or None for random weights ({reason(error)})"
+            f"the weights {tag_said!r} of {network} are neither in the cache nor could they be downloaded; give "
+            f"`pretrained` the path of a local checkpoint, or None for random weights ({reason(error)})"
         ) from error
 
 
@@ -200,9 +191,8 @@ def _from_file(network, path, quick_gelu=None, size=None):
         quick_gelu = from_openai or _quick_gelu_of(path, network, state)
     model = _empty(network, quick_gelu, path)
     if "text.token_embedding.weight" in model.state_dict() and "token_embedding.weight" in state:
-        state = {
-            name if name.startswith(("visual.", "logit_")) else f"text.{name}": t for name, t in state.items()
-        }
+        names = {name: "" if name.startswith(("visual.", "logit_")) else "text." for name in state}
+        state = {names[name] + name: tensor for name, tensor in state.items()}
     _fit_positions(model, state, path, size)
     load_into(model, state, path, network)
     return model
@@ -219,9 +209,8 @@ def _quick_gelu_of(path, network, state):
         if (quick or any(marks)) and _is_of(about, state):
             return bool(quick) or "quick_gelu" in marks
     if f"{network}-quickgelu" in open_clip.list_models():
-        half = all(
-            torch.equal(t, t.half().float()) for n, t in state.items() if n.endswith("attn.in_proj_weight")
-        )
+        inner = (tensor for name, tensor in state.items() if name.endswith("attn.in_proj_weight"))
+        half = all(torch.equal(tensor, tensor.half().float()) for tensor in inner)
         hint = "they are of half precision, as OpenAI's are: " if half else ""
         warnings.warn(
             f"{path.name} does not say which activation its weights were trained with; GELU is taken, as "

@@ -15,13 +15,8 @@ from ..networks import demo
 from ..networks.checkpoints import is_path, registry
 
 UNCHANGED = "profile"  # a parameter's value that means: as the profile says
-
-
 SHIPPED = ("demo", "photos", "paper-quick", "paper")
-
-
 INCIDENTAL = {"device", "root", "workers", "batch_size"}  # what moves no number of a table
-
 
 Count = Annotated[int, Field(ge=1, lt=2**32)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -75,12 +70,16 @@ class Profile(BaseModel):
         """The network's name for tables and figures; random weights say so."""
         return f"{network} (random weights)" if self.pretrained is None else network
 
+    @property
+    def mask_models(self) -> dict[str, tuple[str, str]]:
+        """{name: (network, checkpoint or "")} of `masks`."""
+        parts = {name: where.partition("=") for name, where in self.masks.items()}
+        return {name: (network, checkpoint) for name, (network, _, checkpoint) in parts.items()}
+
     def root_of(self, name):
         """The folder of a dataset: `root` is one folder for all, or "name=folder,name=folder"."""
-        parts = [part.partition("=") for part in str(self.root).split(",")]
-        if all(mark and key.strip() in REGISTRY for key, mark, _ in parts):
-            return {key.strip(): folder for key, _, folder in parts}.get(name)
-        return self.root
+        roots = _by_dataset(str(self.root))
+        return self.root if roots is None else roots.get(name)
 
 
 def read_settings(profile, parameters):
@@ -90,14 +89,11 @@ def read_settings(profile, parameters):
     if str(profile) in SHIPPED:
         path = Path(__file__).parent / f"{profile}.yaml"
     if not os.path.isfile(path):  # False for what no file can be called
-        known = ", ".join(SHIPPED)
-        raise FileNotFoundError(
-            f"no profile {files.few([profile])!r}; there are {known}, or give the path of a YAML file"
-        )
+        said = f"no profile {files.few([profile])!r}; there are {', '.join(SHIPPED)}"
+        raise FileNotFoundError(f"{said}, or give the path of a YAML file")
     if path.stem in SHIPPED and str(profile) not in SHIPPED:
-        raise ValueError(
-            f"{path}: a profile of your own needs a name of its own; {path.stem} is the repository's"
-        )
+        said = f"{path}: a profile of your own needs a name of its own"
+        raise ValueError(f"{said}; {path.stem} is the repository's")
     before, known = _read(path), [*Profile.model_fields, "out", "part", "dropped"]
     unknown = sorted(set(parameters) - set(known))
     if unknown:
@@ -123,19 +119,11 @@ def read_settings(profile, parameters):
     if part is None:  # one of the profile's networks, in a folder that is not for it alone
         alone = len(settings["networks"]) == 1 < len(before["networks"]) and out.absolute() != own
         part = settings["networks"][0] if alone and settings["networks"][0] in before["networks"] else ""
-    kept = {
-        k: _without(settings[k], dropped) for k in ("networks", "replicates", "scratch", "datasets", "masks")
-    }
+    named = ("networks", "replicates", "scratch", "datasets", "masks")
+    kept = {name: _without(settings[name], dropped) for name in named}
     kept |= {"pairs": None} if "pairs" in dropped else {}
-    whole = _without(before["networks"] if part else settings["networks"], dropped)
-    about = {
-        "name": path.stem,
-        "out": out,
-        "part": part,
-        "whole": whole,
-        "changed": changed,
-        "dropped": dropped,
-    }
+    kept["whole"] = _without(before["networks"] if part else settings["networks"], dropped)
+    about = {"name": path.stem, "out": out, "part": part, "changed": changed, "dropped": dropped}
     return path, settings | kept | about
 
 
@@ -152,9 +140,8 @@ def _read(path):
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not readable YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(settings, dict):
-        raise ValueError(
-            f"{path}: a profile is a list of settings by name; it has {sorted(Profile.model_fields)}"
-        )
+        known = sorted(Profile.model_fields)
+        raise ValueError(f"{path}: a profile is a list of settings by name; it has {known}")
     return built(Profile, settings, path).model_dump(mode="json")
 
 
@@ -185,25 +172,29 @@ def _listed(value):
     return [name for number, name in enumerate(names) if name not in names[:number]]
 
 
+def _by_dataset(root):
+    """ "name=folder,name=folder" -> {dataset: folder}, or None where it is a folder for all."""
+    parts = [part.partition("=") for part in root.split(",")]
+    own = all(mark and name.strip() in REGISTRY for name, mark, _ in parts)
+    return {name.strip(): folder for name, _, folder in parts} if own else None
+
+
 def _anchored(settings):
     """A profile's own paths start at the repository, wherever the notebook runs."""
+
+    def at(place):
+        return str(files.REPOSITORY / files.place(place))
 
     def placed(where, mark):
         kind, found, place = where.partition(mark)
         known = not found or kind.startswith("scenes") or place in registry()["weights"]
-        return where if known else f"{kind}{found}{files.REPOSITORY / files.place(place)}"
+        return where if known else f"{kind}{found}{at(place)}"
 
     masks = {name: placed(where, "=") for name, where in settings["masks"].items()}
-    root = settings["root"]
-    if root and all(part.partition("=")[0].strip() in REGISTRY for part in root.split(",")):
-        root = ",".join(placed(part.strip(), "=") for part in root.split(","))
-    elif root:
-        root = str(files.REPOSITORY / files.place(root))
+    roots = _by_dataset(root) if (root := settings["root"]) else None
+    root = ",".join(f"{name}={at(folder)}" for name, folder in roots.items()) if roots else root and at(root)
     pairs = settings["pairs"] and placed(settings["pairs"], ":")
-    scratch = {
-        name: str(files.REPOSITORY / files.place(where)) if is_path(where) else where
-        for name, where in settings["scratch"].items()
-    }
+    scratch = {name: at(where) if is_path(where) else where for name, where in settings["scratch"].items()}
     return settings | {"root": root, "pairs": pairs, "masks": masks, "scratch": scratch}
 
 
@@ -212,8 +203,6 @@ def checked(run, path):
         if name not in REGISTRY:
             raise ValueError(f"{path}: no dataset {files.few([name])!r}; there are {', '.join(REGISTRY)}")
     if run.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"{path}: device {files.few([run.device])!r}, but torch sees no CUDA device here; -p device cpu "
-            "runs without one"
-        )
+        said = f"{path}: device {files.few([run.device])!r}, but torch sees no CUDA device here"
+        raise ValueError(f"{said}; -p device cpu runs without one")
     return run

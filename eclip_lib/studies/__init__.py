@@ -1,2 +1,1 @@
-"""What the notebooks measure, draw and conclude beyond the library's formulas; each module bears its
-notebook's name."""
+"""What notebooks measure, draw and conclude beyond formulas; a module bears its notebook's name."""

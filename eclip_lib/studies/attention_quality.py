@@ -24,26 +24,18 @@ def attention_quality(masks, clip, dataset, workers=0, batch_size=50):
     DataFrame, one row an image and mask: IoU at the best threshold, contrast, and the share of the mask's
     mass that lies on the foreground."""
     lines = []
-    for batch in batches(dataset, clip, batch_size, workers, "masks against objects"):
-        batch = batch.with_at_least(1)
-        if not len(batch):
-            continue
+    for batch in batches(dataset, clip, batch_size, workers, "masks against objects", least=1):
         images = clip.to_rgb(batch.images).clamp(0, 1)
         for name, mask in masks.items():
             with torch.no_grad():
                 attention = mask(images).cpu().unflatten(1, getattr(mask, "grid", GRID))
-            for cells, image_id, truth, void in zip(
-                attention, batch.ids, batch.objects, batch.void, strict=True
-            ):
-                scored = itsm(cells[None, None], truth.shape)[0]
-                mass = F.interpolate(cells[None, None], truth.shape, mode="nearest")[0, 0] * ~void
-                found = {
-                    "image_id": image_id,
-                    "mask": name,
-                    "IoU": float(best_iou(scored, truth[None], void[None])[0]),
-                }
-                found["contrast"] = float(score_contrast(scored, truth[None], void[None]))
-                lines.append(found | {"mass": float((mass * truth).sum() / mass.sum())})
+            each = zip(attention[:, None, None], batch.ids, batch.objects, batch.void, strict=True)
+            for cells, image_id, truth, void in each:
+                judged = itsm(cells, truth.shape)[0], truth[None], void[None]
+                mass = F.interpolate(cells, truth.shape, mode="nearest")[0, 0] * ~void
+                line = {"image_id": image_id, "mask": name, "IoU": float(best_iou(*judged)[0])}
+                line["contrast"] = float(score_contrast(*judged))
+                lines.append(line | {"mass": float((mass * truth).sum() / mass.sum())})
     return pd.DataFrame(lines)
 
 
@@ -76,9 +68,9 @@ def mask_gains(quality, learned, seed=0):
         for mask in learned:
             for rival in (other for other in rows["mask"].unique() if other != mask):
                 than, _, network = rival.partition(" ") if rival.startswith("CLIP ") else (rival, "", "")
-                value, low, high = (100 * v for v in mean_interval(wide[mask] - wide[rival], seed=seed))
+                gain = (100 * v for v in mean_interval(wide[mask] - wide[rival], seed=seed))
                 line = {"dataset": dataset, "mask": mask, "than": than, "network": network}
-                lines.append(line | {"IoU": value, "IoU_low": low, "IoU_high": high})
+                lines.append(line | spread("IoU", gain))
     return pd.DataFrame(lines)
 
 
@@ -90,10 +82,8 @@ def gains_in_words(gains):
         for _, row in part.iterrows():
             word = in_words(row["IoU_low"], row["IoU_high"], *words)
             words[word].append(f"{row['than']} {row['network']}".strip())
-        lines.append(
-            f"{name}, IoU of {mask}: "
-            + "; ".join(f"{word} {', '.join(who)}" for word, who in words.items() if who)
-        )
+        said = "; ".join(f"{word} {', '.join(who)}" for word, who in words.items() if who)
+        lines.append(f"{name}, IoU of {mask}: {said}")
     return "\n".join(lines)
 
 
@@ -124,16 +114,14 @@ def about_masks(run):
         return f"masks: {', '.join(f'{name} ({network})' for name, network in run.masks.items())}"
     return (
         f"{' and '.join(own)}: small ViTs that this repository trained without captions or masks, but not "
-        "without "
-        "help: their views are composed by pixel saliency, and their recipes were chosen partly by how well "
-        "the attention covers objects of validation scenes (data/demo/tried.md)"
+        "without help: their views are composed by pixel saliency, and their recipes were chosen partly by "
+        "how well the attention covers objects of validation scenes (data/demo/tried.md)"
     )
 
 
 def training_figure(run):
     """How the demo's own self-supervised models came to attend: loss, and IoU of the attention with objects
-    of validation scenes, by step. Returns the figure, or None where the run's masks were not trained by this
-    repository."""
+    of validation scenes, by step. Returns the figure, or None where the masks are not this repository's."""
     cards = {name: card for name, network in run.masks.items() if (card := _card(network))}
     if not cards or run.pretrained is None:
         return None
@@ -143,9 +131,8 @@ def training_figure(run):
         axes[0].plot(np.arange(1, len(loss) + 1) * 50, loss, color=f"C{k}", label=name)
         for column, (level, style) in enumerate(zip(watched["levels"], ("o-", "s--"), strict=True)):
             points = sorted((int(step), values[column]) for step, values in watched["by_step"].items())
-            axes[1].plot(
-                *zip(*points, strict=True), style, color=f"C{k}", markersize=4, label=f"{name}, {level}"
-            )
+            look = {"color": f"C{k}", "markersize": 4, "label": f"{name}, {level}"}
+            axes[1].plot(*zip(*points, strict=True), style, **look)
     axes[0].set(xlabel="step", ylabel="loss")
     axes[1].set(xlabel="step", ylabel="IoU of the attention (%)", ylim=(0, 100))
     for ax in axes:

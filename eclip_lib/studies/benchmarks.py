@@ -3,12 +3,13 @@
 
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.utils.benchmark import Timer
 
 from .. import files
-from ..evaluation import batches, bootstrap, class_mean, gains, interval, prompts, recognize, spread
+from ..evaluation import batches, bootstrap, class_mean, gains, grouped, interval, prompts, recognize, spread
 from ..evaluation import table as summary_table
 from ..evaluation.statistics import VALUES
 from ..explainers import about, explainer, maps, named
@@ -56,9 +57,8 @@ def wide(result):
     """A table as the paper prints it: one row a network and method, mIoU and mSC below each dataset."""
     if result.empty:
         return result
-    return result.assign(method=result["method"].map(named)).pivot_table(
-        index=["network", "method"], columns="dataset", values=["mIoU", "mSC"], sort=False
-    )
+    shape = {"index": ["network", "method"], "columns": "dataset", "values": ["mIoU", "mSC"]}
+    return result.assign(method=result["method"].map(named)).pivot_table(**shape, sort=False)
 
 
 def best_in_words(measured):
@@ -67,8 +67,9 @@ def best_in_words(measured):
     for (name, network), part in measured.groupby(["dataset", "network"], sort=False):
         said = []
         for value in VALUES:
-            (first, best), (second, next_) = part.set_index("method")[value].nlargest(2).items()
-            said.append(f"{value} {named(first)} {best:.1f}, then {named(second)} {next_:.1f}")
+            best = part.set_index("method")[value].dropna().nlargest(2)
+            words = ", then ".join(f"{named(method)} {number:.1f}" for method, number in best.items())
+            said.append(f"{value} {words or 'no method'}")
         lines.append(f"{name}, {network}: best by {'; by '.join(said)}")
     return "\n".join(lines)
 
@@ -76,11 +77,8 @@ def best_in_words(measured):
 def all_gains(run, rows):
     """RCLIP against the gradient methods, ECLIP against every method there is (§4.2, Table 2), paired over
     images."""
-    others = [method for method in dict.fromkeys(rows["method"]) if method != "eclip"]
-    parts = [
-        [("rclip", other) for other in ("bi_model", "grad_cam", "clip")],
-        [("eclip", other) for other in others],
-    ]
+    others = {"rclip": ("bi_model", "grad_cam", "clip"), "eclip": rows["method"].unique()}
+    parts = [[(ours, other) for other in others[ours] if other != ours] for ours in others]
     return pd.concat([gains(rows, comparisons, run.seed) for comparisons in parts], ignore_index=True)
 
 
@@ -88,39 +86,36 @@ def finer_grid(run, rows):
     """What the fine grid costs every method: mIoU and mSC of the fine ViT less those of the coarse one, and
     `less_than_eclip`, how much more mIoU it loses than ECLIP; in points, with 95 % bootstrap intervals over
     the images, the same for all. rows: of two networks, the coarse one first; else no line."""
-    lines, networks = [], list(dict.fromkeys(rows["network"]))
-    for name, part in rows.groupby("dataset", sort=False) if len(networks) == 2 else ():
+    networks = rows["network"].unique()
+
+    def change(own, value):
+        """Of a method's rows: [the change, its draws ...]."""
+        coarse, fine = (own[own["network"] == network] for network in networks)
+        both = ([class_mean(part, value), *bootstrap(part, value, seed=run.seed)] for part in (fine, coarse))
+        return np.subtract(*both)
+
+    def lines(part):
         changes = {}
         for method, own in part.groupby("method", sort=False):
-            two = [own[own["network"] == network] for network in networks]
-            for measure, value in VALUES.items():
-                means, draws = zip(
-                    *((class_mean(r, value), bootstrap(r, value, seed=run.seed)) for r in two), strict=True
-                )
-                changes[method, measure] = means[1] - means[0], draws[1] - draws[0]
-        for method in dict.fromkeys(method for method, _ in changes):
-            line = {"dataset": name, "method": method}
-            found = {measure: changes[method, measure] for measure in VALUES}
-            if "eclip" in set(part["method"]):
-                pairs = zip(changes["eclip", "mIoU"], changes[method, "mIoU"], strict=True)
-                found["less_than_eclip"] = tuple(ours - its for ours, its in pairs)
-            for column, (value, draws) in found.items():
-                line |= dict(
-                    zip((column, f"{column}_low", f"{column}_high"), (value, *interval(draws)), strict=True)
-                )
-            lines.append(line)
-    return pd.DataFrame(lines)
+            changes[method] = {measure: change(own, value) for measure, value in VALUES.items()}
+        for method, found in changes.items():
+            if "eclip" in changes:
+                found = found | {"less_than_eclip": changes["eclip"]["mIoU"] - found["mIoU"]}
+            line = {"method": method}
+            for column, (value, *draws) in found.items():
+                line |= spread(column, (value, *interval(draws)))
+            yield line
+
+    return grouped(rows if len(networks) == 2 else rows[:0], ["dataset"], lines)
 
 
 def finer_in_words(found):
     """`finer_grid`: one sentence a method."""
     lines = []
     for method, part in found.groupby("method", sort=False):
-        each = [
-            f"{r['mIoU']:+.1f} [{r['mIoU_low']:.1f}, {r['mIoU_high']:.1f}] on {r['dataset']}"
-            for _, r in part.iterrows()
-        ]
-        lines.append(f"{named(method)} changes by {', '.join(each)} mIoU from the coarse to the fine grid")
+        said = "{mIoU:+.1f} [{mIoU_low:.1f}, {mIoU_high:.1f}] on {dataset}"
+        each = ", ".join(said.format(**row) for _, row in part.iterrows())
+        lines.append(f"{named(method)} changes by {each} mIoU from the coarse to the fine grid")
     return "\n".join(lines)
 
 
@@ -131,7 +126,7 @@ def timings(run):
     lines, dataset = [], run.load_dataset(run.datasets[0])
     for network in vits(run):
         clip = run.load_clip(network)
-        batch = next(batches(dataset, clip, run.batch_size, 0, "timing")).with_at_least(1)
+        batch = next(batches(dataset, clip, run.batch_size, 0, "timing", least=1))
         text, index = prompts(dataset, clip), batch.index(dataset.classes)
         for method, explain in explainers_of(run, clip, TABLE_2 + LATER).items():
             call = {"maps": maps, "arguments": (explain, batch.images, text, index)}
@@ -197,12 +192,10 @@ def map_statistics(run, methods, limit=100):
 @torch.no_grad()
 def _statistics(run, clip, dataset, found):
     text, sums, lines = prompts(dataset, clip), {method: [] for method in found}, []
-    for batch in batches(dataset, clip, run.batch_size, run.workers, "maps of two classes"):
-        batch = batch.with_at_least(2)
-        if len(batch):
-            index = _first_two(batch, dataset.classes)
-            for method, explain in found.items():
-                sums[method].append(_likeness_and_roughness(maps(explain, batch.images, text, index)))
+    for batch in batches(dataset, clip, run.batch_size, run.workers, "maps of two classes", least=2):
+        index = _first_two(batch, dataset.classes)
+        for method, explain in found.items():
+            sums[method].append(_likeness_and_roughness(maps(explain, batch.images, text, index)))
     grid = clip.model.visual.grid_size[0]
     for method, parts in sums.items():
         if parts:

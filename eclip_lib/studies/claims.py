@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -73,10 +74,6 @@ def _without_interval(labels, values):
     return _frame([(label, value, nan, nan) for label, value in zip(labels, values, strict=True)])
 
 
-def _names(row, columns):
-    return ", ".join(named(row[c]) for c in columns if c in row and pd.notna(row[c]))
-
-
 def _images(read, table, measure, sign=1, above=0, rows=()):
     """A sign times a measure, less `above`, in some rows of a table with intervals over images. `measure`:
     its column, or [column, that of the low end, that of the high end]."""
@@ -84,8 +81,8 @@ def _images(read, table, measure, sign=1, above=0, rows=()):
     lines = []
     for _, row in _rows(read(table), dict(rows)).dropna(subset=columns).iterrows():
         value, *ends = (sign * row[column] - above for column in columns)
-        label = _names(row, [*CASE, "backbone", "mask", "method", "than"])
-        lines.append((label, value, min(ends), max(ends)))
+        words = (row.get(column) for column in (*CASE, "backbone", "mask", "method", "than"))
+        lines.append((", ".join(named(w) for w in words if pd.notna(w)), value, min(ends), max(ends)))
     return _frame(lines)
 
 
@@ -111,14 +108,20 @@ def _trainings(read, table, measure, of=(), than=None, sign=1):
 
 def _eclip(read, table, than, measure, sign=1, rows=()):
     """ECLIP's trainings (Table 3's last row) less other methods, which do not vary with them."""
-    pairs, others, lines = read("table_3_seeds"), _rows(read(table), dict(rows)).dropna(subset="mIoU_low"), []
-    pairs = pairs[pairs["pooling"] == pairs["pooling"].iloc[-1]]
-    for _, other in _rows(others, {"method": than}).iterrows():
+    pairs, lines = _chosen(read), []
+    others = _rows(read(table), dict(rows) | {"method": than}).dropna(subset="mIoU_low")
+    for _, other in others.iterrows():
         values = _rows(pairs, {c: other[c] for c in CASE})[measure]
         if len(values):
             label = ", ".join([*other[CASE], named(other["method"])])
             lines.append((label, *t_interval(sign * (values - other[measure]))))
     return _frame(lines)
+
+
+def _chosen(read):
+    """ECLIP's own rows of Table 3, a line a training: those of its last pooling."""
+    seeds = read("table_3_seeds")
+    return seeds[seeds["pooling"] == seeds["pooling"].iloc[-1]]
 
 
 def _mirrored(read):
@@ -136,16 +139,14 @@ def _middle_size(read):
 def _extreme(read, best, worst, count):
     """Over trainings: the smaller of two gaps, mSC of the best of the paper's networks less the next, and
     that of the worst below the next. No case where the run has not all of them."""
-    seeds = read("table_3_seeds")
-    ours = seeds[seeds["pooling"] == seeds["pooling"].iloc[-1]]
-    mean = ours.pivot_table(index="seed", columns="network", values="mSC")
+    mean = _chosen(read).pivot_table(index="seed", columns="network", values="mSC")
     if len(mean.columns) < count or not {best, worst} <= set(mean):
         return _frame([])
-    gaps = (
-        mean[best] - mean.drop(columns=best).max(axis=1),
-        mean.drop(columns=worst).min(axis=1) - mean[worst],
+    above, below = (
+        mean[best] - mean.drop(columns=best).T.max(),
+        mean.drop(columns=worst).T.min() - mean[worst],
     )
-    return _frame([(f"{best} highest, {worst} lowest", *t_interval(pd.concat(gaps, axis=1).min(axis=1)))])
+    return _frame([(f"{best} highest, {worst} lowest", *t_interval(np.minimum(above, below)))])
 
 
 def _bits(read):
@@ -170,23 +171,15 @@ def _rougher(read):
     return _without_interval(ends.index, ends["last"] - ends["first"])
 
 
-KINDS = {
-    "images": _images,
-    "trainings": _trainings,
-    "eclip": _eclip,
-    "extreme": _extreme,
-    "drop": _drop,
-    "mirrored": _mirrored,
-    "middle_size": _middle_size,
-    "bits": _bits,
-    "rougher": _rougher,
-}
+# by name in claims.yaml
+KINDS = (_images, _trainings, _eclip, _extreme, _drop, _mirrored, _middle_size, _bits, _rougher)
 
 
 def _claims():
+    kinds = {kind.__name__[1:]: kind for kind in KINDS}
     for entry in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text()):
         ((kind, arguments),) = entry.pop("cases").items()
-        yield Claim(**entry, cases=partial(KINDS[kind], **arguments))
+        yield Claim(**entry, cases=partial(kinds[kind], **arguments))
 
 
 CLAIMS = list(_claims())
@@ -229,10 +222,10 @@ def judge(claim, folders):
     counts = dict.fromkeys(("above", "undecided", "below", "intervals"), 0)
     try:
         cases = claim.cases(partial(_read, folders))
+        line["verdict"] = UNTESTABLE if claim.needs else UNMEASURED
     except FileNotFoundError:
-        cases = None
-    if cases is None or cases.empty:
-        line["verdict"] = UNMEASURED if cases is None or not claim.needs else UNTESTABLE
+        cases = _frame([])
+    if cases.empty:
         values = dict.fromkeys(("value", "smallest", "largest"), float("nan"))
         return pd.Series(line | counts | values | {"not above": claim.needs})
     decides = ["value"] * 2 if claim.because else ["low", "high"]

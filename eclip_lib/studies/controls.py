@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from .. import files
-from ..evaluation import batches, counts, mean_interval, prompts, score_contrast, spread, table
+from ..evaluation import batches, counts, grouped, mean_interval, prompts, score_contrast, spread, table
 from ..explainers import FeatureMap, Shared, maps, named
 from ..method import itsm
 from ..networks.attention import GRID, center_prior, mask_identity, noise, pixel_saliency
@@ -51,10 +51,7 @@ def control_rows(dataset, clip, explainers, workers=0, batch_size=32):
     `against_others`, the object against the image's other objects (nan without any); `centred`, `own` of
     `less_the_mean` (nan where a method needs a backward pass for every text)."""
     text, rows = prompts(dataset, clip), []
-    for batch in batches(dataset, clip, batch_size, workers, f"controls, {clip.network}"):
-        batch = batch.with_at_least(1)
-        if not len(batch):
-            continue
+    for batch in batches(dataset, clip, batch_size, workers, "controls", least=1):
         index, shared = batch.index(dataset.classes), Shared(clip, batch.images)
         absent = torch.tensor([[i, _absent(batch.names[i], dataset.classes, t)] for i, t in index.tolist()])
         place = torch.tensor([k for names in batch.names for k in range(len(names))])
@@ -66,14 +63,9 @@ def control_rows(dataset, clip, explainers, workers=0, batch_size=32):
             for p, (image, _) in enumerate(index.tolist()):
                 masks, void = batch.masks[image], batch.void[image]
                 one, others = masks[place[p]], masks.any(0) & ~masks[place[p]]
-                line = {
-                    "method": method,
-                    "image_id": batch.ids[image],
-                    "class_name": batch.names[image][place[p]],
-                }
-                heats = {
-                    name: itsm(cells[p][None, None], one.shape)[0, 0].cpu() for name, cells in found.items()
-                }
+                line = {"method": method, "image_id": batch.ids[image]}
+                line["class_name"] = batch.names[image][place[p]]
+                heats = {n: itsm(cells[p][None, None], one.shape)[0, 0].cpu() for n, cells in found.items()}
                 line |= {name: 100 * float(score_contrast(heat, one, void)) for name, heat in heats.items()}
                 elsewhere = void | ~(one | others)
                 line["against_others"] = 100 * float(score_contrast(heats["own"], one, elsewhere))
@@ -91,19 +83,18 @@ def control_table(rows):
     paired: how much of the contrast hangs on the text."""
     if rows.empty:
         return rows
-    rows, lines = rows.assign(text=rows["own"] - rows["absent"]), []
-    for (name, network, method), part in rows.groupby(["dataset", "network", "method"], sort=False):
-        line = {"dataset": name, "network": network, "method": method}
-        for value in ("own", "absent", "text", "against_others", "centred"):
-            image = (
-                part.groupby("image_id", sort=False)[value].mean()
-                if value in part
-                else part["own"] * float("nan")
-            )
+    values = ["own", "absent", "text", "against_others", "centred"]
+
+    def line(part):
+        found = {}
+        for value, image in part.groupby("image_id", sort=False)[values].mean().items():
             three = mean_interval(image) if image.notna().any() else (float("nan"),) * 3
-            line |= spread(value, three)
-        lines.append(line)
-    return pd.DataFrame(lines)
+            found |= spread(value, three)
+        return found
+
+    rows = rows.assign(text=rows["own"] - rows["absent"])
+    rows = rows.reindex(columns=[*rows, *({"centred"} - {*rows})])  # no method without a backward pass
+    return grouped(rows, ("dataset", "network", "method"), line)
 
 
 def baseline_table(run, clip):
@@ -119,17 +110,14 @@ def verdict(controls, baselines, measured):
     lines = []
     for method, part in controls.groupby("method", sort=False):
         text, _, worse = counts(part, "text")
-        others = counts(part, "against_others")[0]
-        lines.append(
-            f"{named(method)}: the contrast hangs on the text in {text} of {len(part)} cases (opposite in "
-            f"{worse}); the named object above the image's other objects in {others}"
-        )
+        others = f"the named object above the image's other objects in {counts(part, 'against_others')[0]}"
+        said = f"the contrast hangs on the text in {text} of {len(part)} cases (opposite in {worse})"
+        lines.append(f"{named(method)}: {said}; {others}")
     best = baselines.sort_values("mIoU").groupby("dataset").last()
     for name, bar in best.iterrows():
         here = measured[measured["dataset"] == name]
         above = here[here["mIoU"] > bar["mIoU"]]
         who = ", ".join(f"{named(r['method'])} on {r['network']}" for _, r in above.iterrows()) or "none"
-        lines.append(
-            f"{name}: {bar['method']} knows no text and reaches {bar['mIoU']:.1f} mIoU; above it: {who}"
-        )
+        said = f"{bar['method']} knows no text and reaches {bar['mIoU']:.1f} mIoU"
+        lines.append(f"{name}: {said}; above it: {who}")
     return "\n".join(lines)

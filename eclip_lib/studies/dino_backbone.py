@@ -58,8 +58,7 @@ def new_pair_arm(run, encoder, features, seed):
 
 
 def unlocked(run, clip, name):
-    """The backbone trained on with its pair: the demo's as shipped, else one pass over the run's captions ->
-    `Arm`."""
+    """The backbone trained on with its pair: the demo's as shipped, else on the run's captions -> `Arm`."""
     model = run.load_masks()[name]
     shipped = demo.FOLDER / f"{model.name}-unlocked-seed0.safetensors"
     # training it takes a quarter of an hour
@@ -148,11 +147,8 @@ def unlock(
             write_state(resume, state)
             saved = time.perf_counter()
     backbone.requires_grad_(False).model.set_grad_checkpointing(False)
-    pair.metadata = {
-        "network": model.network,
-        "weights": clip.pretrained,
-        "pooling": "attention, backbone unlocked",
-    }
+    pair.metadata = {"network": model.network, "weights": clip.pretrained}
+    pair.metadata["pooling"] = "attention, backbone unlocked"
     return pair.requires_grad_(False), pd.DataFrame(lines, columns=["epoch", "step", "loss", "seconds"])
 
 
@@ -172,11 +168,11 @@ def arms_seeds(run, rows):
 
 def arms_sheet(run, arms, name, count=4):
     """Image, ground truth and the map of every arm's first training. Returns the figure."""
-    shown = {
-        title.replace(", ", ",\n"): (arm.clip, explainer("eclip", arm.clip, projection=arm.projection))
-        for (title, seed), arm in arms.items()
-        if seed == 0
-    }
+    shown = {}
+    for (title, seed), arm in arms.items():
+        if seed == 0:
+            explain = explainer("eclip", arm.clip, projection=arm.projection)
+            shown[title.replace(", ", ",\n")] = arm.clip, explain
     return plots.map_sheet(examples(run.load_dataset(name), count), shown, size=1.4)
 
 
@@ -186,14 +182,11 @@ def verdict(gained, seeds):
     lines = []
     for mask, part in gained[gained["than"] == "CLIP"].groupby("mask", sort=False):
         up, open_, down = counts(part, "IoU")
-        lines.append(
-            f"{mask}'s attention finds objects better than CLIP's own in {up} of {len(part)} cases, worse "
-            f"in {down}; {open_} open."
-        )
+        said = f"{mask}'s attention finds objects better than CLIP's own in {up} of {len(part)} cases"
+        lines.append(f"{said}, worse in {down}; {open_} open.")
     for (title, dataset), part in seeds.groupby(["backbone", "dataset"], sort=False):
         mean, low, high = t_interval(part["mSC"])
-        many = (
-            f"{len(part)} trainings: {direction(low, high)}" if len(part) > 1 else "one training, no interval"
-        )
+        many = f"{len(part)} trainings: {direction(low, high)}"
+        many = many if len(part) > 1 else "one training, no interval"
         lines.append(f"{dataset}, {title}: mSC {mean:.0f}, {many}.")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from .. import plots
-from ..evaluation import MEASURES, counts, in_words, t_interval, table
+from ..evaluation import MEASURES, counts, grouped, in_words, spread, t_interval, table
 from ..explainers import explainer, map_of
 from ..networks.clip import PROMPT
 
@@ -19,10 +19,8 @@ def pixel_shares(maps, masks, void=None, bins=25):
     index = torch.where(masks, index, index + bins)
     index = index if void is None else index.masked_fill(void, 2 * bins)
     index = index.flatten(1) + torch.arange(len(maps), device=maps.device)[:, None] * (2 * bins + 1)
-    counts = torch.bincount(index.flatten(), minlength=len(maps) * (2 * bins + 1)).reshape(len(maps), -1)[
-        :, : 2 * bins
-    ]
-    counts = counts.double().reshape(len(maps), 2, bins)
+    counts = torch.bincount(index.flatten(), minlength=len(maps) * (2 * bins + 1)).reshape(len(maps), -1)
+    counts = counts[:, : 2 * bins].double().reshape(len(maps), 2, bins)
     return counts / counts.sum(2, keepdim=True)
 
 
@@ -52,28 +50,24 @@ def training_table(run):
     for network, tags in run.replicates.items():
         for tag in tags:
             clip = run.load_clip(network, tag)
-            rows += [
-                run.evaluate(clip, name, {("clip", tag): explainer("clip", clip)}) for name in run.datasets
-            ]
+            explain = {("clip", tag): explainer("clip", clip)}
+            rows += [run.evaluate(clip, name, explain) for name in run.datasets]
     if not rows:
         return pd.DataFrame()
-    return table(pd.concat(rows), ("dataset", "network", "seed"), seed=run.seed).rename(
-        columns={"seed": "training"}
-    )
+    found = table(pd.concat(rows), ("dataset", "network", "seed"), seed=run.seed)
+    return found.rename(columns={"seed": "training"})
 
 
 def over_clips(trainings):
     """Mean over trainings of CLIP with its 95 % interval by Student's t, for mIoU and mSC; one line a dataset
     and network."""
-    lines = []
-    for (name, network), part in (
-        trainings.groupby(["dataset", "network"], sort=False) if len(trainings) else ()
-    ):
-        line = {"dataset": name, "network": network, "trainings": len(part)}
-        for value in ("mIoU", "mSC"):
-            line[value], line[f"{value}_low"], line[f"{value}_high"] = t_interval(part[value])
-        lines.append(line | {"negative": int((part["mSC"] < 0).sum())})
-    return pd.DataFrame(lines)
+
+    def line(part):
+        means = {value: spread(value, t_interval(part[value])) for value in ("mIoU", "mSC")}
+        negative = int((part["mSC"] < 0).sum())
+        return {"trainings": len(part), **means["mIoU"], **means["mSC"], "negative": negative}
+
+    return grouped(trainings, ("dataset", "network"), line)
 
 
 def contrast_cases(run, rows):
@@ -97,9 +91,8 @@ def contrast_cases(run, rows):
     for _, case in cases.iterrows():
         example, class_name = found[case["image_id"]], case["class_name"]
         heat = map_of(clip, explain, example.image, PROMPT.format(class_name))
-        panels.append(
-            (example.image, [None, example.masks[class_name], plots.judged(example, class_name, heat)])
-        )
+        judged = plots.judged(example, class_name, heat)
+        panels.append((example.image, [None, example.masks[class_name], judged]))
     figure = plots.sheet(panels, ["image", "ground truth", "CLIP"], list(cases.index))
     figure.suptitle(f"{run.title(network)} on {name}; {run.weights}", fontsize=8)
     return figure, cases[["image_id", "class_name", "iou", "threshold", "score_contrast", "foreground"]]
@@ -108,11 +101,12 @@ def contrast_cases(run, rows):
 def opposite_shares(rows):
     """Per network and dataset, in % of the pairs: negative contrast, and best mask at threshold 0 (the whole
     image)."""
-    lines = []
-    for (name, network), part in rows.groupby(["dataset", "network"], sort=False):
-        line = {"dataset": name, "network": network, "opposite": 100 * (part["score_contrast"] < 0).mean()}
-        lines.append(line | {"at threshold 0": 100 * (part["threshold"] == 0).mean()})
-    return pd.DataFrame(lines)
+
+    def line(part):
+        signs = {"opposite": part["score_contrast"] < 0, "at threshold 0": part["threshold"] == 0}
+        return {name: 100 * found.mean() for name, found in signs.items()}
+
+    return grouped(rows, ("dataset", "network"), line)
 
 
 def direction(low, high):
@@ -129,8 +123,7 @@ def verdict(measured, over, shares):
         f"cases, as one expects in {up}; {open_} open.",
         f"Of single (image, class) pairs {shares['opposite'].min():.0f} to {shares['opposite'].max():.0f} % "
         f"have a negative contrast, and of {shares['at threshold 0'].min():.0f} to "
-        f"{shares['at threshold 0'].max():.0f} % the "
-        "best mask is the whole image.",
+        f"{shares['at threshold 0'].max():.0f} % the best mask is the whole image.",
     ]
     for _, r in over.iterrows():
         said = f"{direction(r['mSC_low'], r['mSC_high'])}, {r['negative']} of {r['trainings']} negative"

@@ -1,5 +1,4 @@
-"""Notebook 05: ECLIP by masked max pooling for every network, and that nothing else changed (§3.3, Table
-1)."""
+"""Notebook 05: ECLIP by masked max pooling, and that nothing else changed (§3.3, Table 1)."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -45,12 +44,9 @@ def views_study(run, clip, models, count=500, batch_size=64):
             trained = run.train(clip, features, run.chosen_mask, seed, batch_size=batch_size)
             pairs[kind, seed] = trained.pair
             losses.append({"views": kind, "loss": trained.losses["loss"].iloc[-1]})
-    measured = over_trainings(seed_table(run, score_pairs(run, clip, pairs))).rename(
-        columns={"pooling": "views"}
-    )
-    return measured.merge(
-        pd.DataFrame(losses).groupby("views", as_index=False).mean(), on="views", how="left"
-    )
+    measured = over_trainings(seed_table(run, score_pairs(run, clip, pairs)))
+    mean = pd.DataFrame(losses).groupby("views", as_index=False).mean()
+    return measured.rename(columns={"pooling": "views"}).merge(mean, on="views", how="left")
 
 
 def recognition(run, clip, after=None):
@@ -71,17 +67,12 @@ def verdict(gained, views=None):
     lines = []
     for measure in ("mIoU", "mSC"):
         up, open_, down = counts(gained, measure)
-        lines.append(
-            f"ECLIP's {measure} lies above CLIP's in {up} of {len(gained)} cases, below in {down}; {open_} "
-            "open"
-        )
-    if views is None:
-        return "\n".join(lines)
-    for name, part in views.groupby("dataset", sort=False):
+        said = f"ECLIP's {measure} lies above CLIP's in {up} of {len(gained)} cases"
+        lines.append(f"{said}, below in {down}; {open_} open")
+    for name, part in () if views is None else views.groupby("dataset", sort=False):
         rows = part.set_index("views")
-        plain = rows.loc["as they are"]
         for kind, row in rows.drop(index="as they are").iterrows():
-            gap = trainings_apart(row, plain)
+            gap = trainings_apart(row, rows.loc["as they are"])
             lines.append(f"{name}: pictures {kind} against pictures as they are: {gap}")
     return "\n".join(lines)
 
@@ -103,19 +94,14 @@ BOXES = {  # name: x, y, label, colour
     "own_t": (5.7, -0.3, r"CLIP's own $\phi_t$", "lightgray"),
     "score": (11.2, 1.3, "cosine:\nrecognition\n(mAP)", "lightgray"),
 }
-ARROWS = {  # from, to: label, curvature
-    ("image", "encoder"): ("", 0),
-    ("text", "reader"): ("", 0),
-    ("image", "dino"): ("", 0),
+PLAIN = "image encoder, text reader, image dino, reader own_t, phi_i loss, phi_t loss".split(", ")
+ARROWS = {tuple(ends.split()): ("", 0) for ends in PLAIN} | {  # from, to: label, curvature
     ("encoder", "pool"): ("tokens $F_i$", 0),
     ("dino", "pool"): ("$A$", 0),
     ("pool", "phi_i"): ("$F_{mc}$", 0),
     ("encoder", "phi_i"): ("at test time: every token $F_i$, no mask", -0.08),
     ("encoder", "own"): ("$F_c$", -0.12),
     ("reader", "phi_t"): ("$F_t$", 0),
-    ("reader", "own_t"): ("", 0),
-    ("phi_i", "loss"): ("", 0),
-    ("phi_t", "loss"): ("", 0),
     ("phi_i", "map"): ("", -0.15),
     ("phi_t", "map"): ("", 0.15),
     ("own", "score"): ("", -0.2),
@@ -137,13 +123,9 @@ def architecture():
         patches[name] = drawn.get_bbox_patch()
     figure.canvas.draw()  # the boxes get their sizes, where the arrows end
     for (start, end), (label, bend) in ARROWS.items():
-        style = {
-            "arrowstyle": "->",
-            "ls": "--" if {start, end} & TRAINING else "-",
-            "shrinkA": 0,
-            "shrinkB": 0,
-        }
-        style |= {"patchA": patches[start], "patchB": patches[end], "connectionstyle": f"arc3,rad={bend}"}
+        style = {"arrowstyle": "->", "connectionstyle": f"arc3,rad={bend}", "shrinkA": 0, "shrinkB": 0}
+        style |= {"patchA": patches[start], "patchB": patches[end]}
+        style["ls"] = "--" if {start, end} & TRAINING else "-"
         (x0, y0, *_), (x1, y1, *_) = BOXES[start], BOXES[end]
         ax.annotate("", (x1, y1), (x0, y0), arrowprops=style)
         lift = 0.1 - bend * (x1 - x0) / 2

@@ -1,5 +1,6 @@
-"""Notebook 03: is the pooling the reason? New pairs for every pooling and mask (§3.2 “Pooling”, §3.3, Fig. 3,
-Table 3)."""
+"""Notebook 03: is the pooling the reason? A pair for every pooling and mask (§3.2, §3.3, Fig. 3, Table 3)."""
+
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,10 +29,8 @@ def masks_for(run, clip, models):
 
 def paper_poolings(run):
     """The rows of Table 3."""
-    return [
-        *map(Pooling, ("attention", "average", "max")),
-        *(Pooling("masked_max", name) for name in run.masks),
-    ]
+    plain = map(Pooling, ("attention", "average", "max"))
+    return [*plain, *(Pooling("masked_max", name) for name in run.masks)]
 
 
 def trained_pairs(run, clip, features, poolings, init="random"):
@@ -62,12 +61,8 @@ def ordering(run, rows):
     """The paper's comparisons of Table 3 -> `gains` of the better over the other pooling, over images and
     trainings together."""
     masked = [Pooling("masked_max", name).label for name in run.masks]
-    steps = [
-        ("average", "attention"),
-        ("max", "attention"),
-        ("max", "average"),
-        *((mask, "max") for mask in masked),
-    ]
+    steps = [("average", "attention"), ("max", "attention"), ("max", "average")]
+    steps += [(mask, "max") for mask in masked]
     steps += [(masked[-1], masked[0])] if len(masked) > 1 else []
     return gains(rows, steps, run.seed)
 
@@ -86,22 +81,18 @@ def beyond(run, clips, caches, rows):
     pairs = trained_pairs(run, clip, cache, others)
     again = trained_pairs(run, clip, cache, [run.chosen_mask], init="clip")
     pairs |= {(f"{pooling.label}, from CLIP's pair", seed): pair for (pooling, seed), pair in again.items()}
-    both = pd.concat(
-        [found[found["method"].str.startswith("max")], score_pairs(run, clip, pairs)], ignore_index=True
-    )
-    return over_trainings(seed_table(run, both)).sort_values("dataset", kind="stable", ignore_index=True)
+    both = [found[found["method"].str.startswith("max")], score_pairs(run, clip, pairs)]
+    measured = over_trainings(seed_table(run, pd.concat(both, ignore_index=True)))
+    return measured.sort_values("dataset", kind="stable", ignore_index=True)
 
 
 def resnet_rows(run, clips, caches):
     """The pooled rows of Table 3 once more for every ResNet, from the tokens after its attention pool, where
     `score_pairs` reads the feature map before it -> tidy rows (None without a ResNet)."""
-    found = []
-    for network in (n for n, clip in clips.items() if clip.pools == "feature_map"):
-        poolings = [
-            Pooling(p.method, p.mask, "tokens") for p in paper_poolings(run) if p.method != "attention"
-        ]
-        pairs = trained_pairs(run, clips[network], caches[network], poolings)
-        found.append(score_pairs(run, clips[network], pairs))
+    found, poolings = [], [replace(p, reads="tokens") for p in paper_poolings(run)[1:]]
+    for network, clip in clips.items():
+        if clip.pools == "feature_map":
+            found.append(score_pairs(run, clip, trained_pairs(run, clip, caches[network], poolings)))
     return pd.concat(found, ignore_index=True) if found else None
 
 
@@ -128,10 +119,9 @@ def resnet_grid(run, before, after):
 def turned(seeds):
     """Which pooling turns the map: of how many datasets and networks mSC is above 0 in every training."""
     least = seeds.groupby(["pooling", "dataset", "network"], sort=False)["mSC"].min()
-    cases = [
-        f"{name} {(part > 0).sum()} of {len(part)}" for name, part in least.groupby("pooling", sort=False)
-    ]
-    return f"The map is turned, mSC above 0 in every training: {', '.join(cases)}."
+    every = least.groupby("pooling", sort=False)
+    cases = ", ".join(f"{name} {(part > 0).sum()} of {len(part)}" for name, part in every)
+    return f"The map is turned, mSC above 0 in every training: {cases}."
 
 
 def verdict(seeds, steps, masks):
@@ -140,15 +130,16 @@ def verdict(seeds, steps, masks):
     lines = [turned(seeds), gains_in_words(steps)]
     if masks.empty:
         return "\n".join(lines)
-    mean = masks.groupby("pooling", sort=False)["mIoU"].mean()
-    fair = mean.drop([Pooling("masked_max", GROUND_TRUTH).label], errors="ignore").sort_values(
-        ascending=False
+    truth, own, dino = (Pooling("masked_max", name).label for name in (GROUND_TRUTH, "CLIP's own", "DINO"))
+    fair = (
+        masks[masks["pooling"] != truth]
+        .groupby("pooling", sort=False)["mIoU"]
+        .mean()
+        .sort_values(ascending=False)
     )
     order = ", ".join(f"{name.removeprefix('max, ')} {value:.1f}" for name, value in fair.items())
-    lines.append(
-        f"mIoU, mean over datasets, by what masks the maximum: {order}. The best is {fair.index[0]}."
-    )
-    own, dino = (Pooling("masked_max", name).label for name in ("CLIP's own", "DINO"))
+    said = f"mIoU, mean over datasets, by what masks the maximum: {order}. The best is {fair.index[0]}."
+    lines.append(said)
     for name, part in masks.set_index("pooling").groupby("dataset", sort=False):
         if {own, dino} <= set(part.index):
             gap = trainings_apart(part.loc[own], part.loc[dino])
@@ -174,8 +165,7 @@ def loss_figure(losses, chance):
 
 
 def wide(result):
-    """A table over trainings as the paper prints it: one row a dataset and network, its kinds side by
-    side."""
+    """A table over trainings as the paper prints it: a row a dataset and network, kinds side by side."""
     if result.empty:
         return result
     index = [c for c in ("dataset", "network", "reads") if c in result]

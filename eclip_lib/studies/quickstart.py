@@ -2,7 +2,6 @@
 network; the map follows."""
 
 import io
-import warnings
 from functools import cache
 
 import ipywidgets as widgets
@@ -32,9 +31,7 @@ def typical(run, clip, name, percentiles=(25, 50, 75)):
     rows = rows.sort_values("score_contrast", kind="stable")
     chosen = rows.iloc[[round(p / 100 * (len(rows) - 1)) for p in percentiles]]
     found = {e.image_id: e for e in run.load_dataset(name) if e.image_id in set(chosen["image_id"])}
-    pairs = [
-        (found[image], text) for image, text in zip(chosen["image_id"], chosen["class_name"], strict=True)
-    ]
+    pairs = [(found[row["image_id"]], row["class_name"]) for _, row in chosen.iterrows()]
     said = chosen[["image_id", "class_name"]].assign(contrast=100 * chosen["score_contrast"])
     said.insert(0, "percentile", percentiles)
     return pairs, said.reset_index(drop=True)
@@ -53,13 +50,13 @@ def photograph(name):
     return viewer.photographs()[name][0]
 
 
-def explain_one(clip, image, text, method, projection=None):
+def explain_one(clip, image, text, method):
     """One image and text -> (CLIP's cosine, map [H, W]). Raises ValueError for an empty text."""
-    view = _view(clip, image, text, method, projection)
+    view = _view(clip, image, text, method)
     return float(view.cosines), view.maps[method][0]
 
 
-def _view(clip, image, text, method, pair):
+def _view(clip, image, text, method, pair=None):
     if not text.strip():
         raise ValueError("type a text")
     made, refused = viewer.fitting(clip, [method], pair)
@@ -71,11 +68,8 @@ def _view(clip, image, text, method, pair):
 def draw(run, clip, image, text, method):
     """The image, and beside it the map of a text over it, as JPEG bytes. Raises ValueError where the method
     does not fit the network."""
-    view, buffer = (
-        _view(clip, image, text, method, run.load_pair(clip) if method == "eclip" else None),
-        io.BytesIO(),
-    )
-    view.save(buffer, "jpeg", dpi=90, pil_kwargs={"quality": 85})
+    pair, buffer = run.load_pair(clip) if method == "eclip" else None, io.BytesIO()
+    _view(clip, image, text, method, pair).save(buffer, "jpeg", dpi=90, pil_kwargs={"quality": 85})
     return buffer.getvalue()
 
 
@@ -95,11 +89,9 @@ def explorer(run, text=None):
     def follow(_=None):
         shown.value, said.value = b"", "…"  # no map of what was asked before
         try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
+            with viewer.noted() as notes:
                 picture = images[image.value][0]
                 shown.value = draw(run, load(network.value), picture, words.value, method.value)
-            notes = [str(w.message) for w in caught if w.category is UserWarning]
             said.value = "; ".join([f"{network.value}, {method.value}: “{words.value}”", *notes])
         except (ValueError, FileNotFoundError) as error:
             said.value = str(error)

@@ -7,12 +7,24 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..experiment import reported
 from ..explainers import named
-from ..feature_cache import Pooling
+from ..files import REPOSITORY
+from ..poolings import Pooling
 
 NETWORKS = {"ResNet50": "RN50", "ResNet101": "RN101"}
 KEYS = ["dataset", "network", "method", "pooling", "size"]
+
+
+def reported(name):
+    """A table of the paper, quoted (`results/reported/`)."""
+    return pd.read_csv(REPOSITORY / "results" / "reported" / f"{name}.csv")
+
+
+def _with(table, values):
+    """The rows of a table that have these values {column: value}."""
+    for column, value in values.items():
+        table = table[table[column] == value]
+    return table
 
 
 def _long(name):
@@ -41,21 +53,15 @@ def beside(ours, name, **rows):
     """The paper's table, quoted, with ours and the difference in every line that this run measured too; where
     it measured none, as printed. ours: a table with dataset, network (the titles) and what else its lines are
     called by. rows: {column: value} of those wanted."""
-    quoted = _long(name)
-    for column, value in rows.items():
-        quoted = quoted[quoted[column] == value]
+    quoted = _with(_long(name), rows)
     keys = [key for key in KEYS if key in quoted and key in ours]
     measures = [c for c in quoted if c not in KEYS and c in ours]
     if "method" in keys:
         ours = ours.assign(method=ours["method"].map(named).str.replace(", .*", "", regex=True))
-    both = quoted[keys + measures].merge(
-        ours[keys + measures], on=keys, how="inner", suffixes=(" (paper)", " (ours)")
-    )
+    named_by = (" (paper)", " (ours)")
+    both = quoted[keys + measures].merge(ours[keys + measures], on=keys, how="inner", suffixes=named_by)
     if both.empty:
-        printed = reported(name)
-        for column, value in rows.items():
-            printed = printed[printed[column] == value]
-        return printed.reset_index(drop=True)
+        return _with(reported(name), rows).reset_index(drop=True)
     for measure in measures:
         both[f"{measure} (difference)"] = both[f"{measure} (ours)"] - both[f"{measure} (paper)"]
     return both.set_index(keys)

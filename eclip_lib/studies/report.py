@@ -1,41 +1,10 @@
 """Notebook 07, second half: the verdicts of `claims` as a page."""
 
+from pathlib import Path
+
 from .claims import CLAIMS, UNMEASURED, UNTESTABLE, VERDICTS
 
-REPORT = """# Reproduction report
-
-{count} claims of the paper, judged {world} from the tables beside this file by `eclip_lib/studies/claims.py`;
-nothing here is written by hand.
-
-{counts}
-
-A case is a network and dataset, of some claims also a rival. *Ours* is the mean over cases of the quantity
-that is above 0 where the claim is true, and in brackets the smallest and the largest case. *Cases* counts
-those whose 95 % interval lies above 0, holds 0, or lies below it; what the interval is over stands before
-them: images say how sure a number is for the networks at hand, and decide no claim about training; trainings
-(Student's t) do, and a single one decides nothing. The claims have {intervals} intervals together, not
-corrected for their number: were every quantity 0, about {false:.0f} would leave out 0 by chance. *Paper* is
-quoted.
-
-| # | where | claim | paper | quantity | ours | over | cases: above, undecided, below | verdict |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
-{rows}
-
-## Cases that are not above 0
-
-{exceptions}
-
-## How we read the paper
-
-- One threshold for every (image, class), the best; the paper may mean one for every image.
-- Other objects count as background, of an object's contrast as of its IoU.
-- The augmentation of reference [35] is taken to be DeiT's.
-{notes}
-
-## Figures
-
-{figures}
-"""
+REPORT = Path(__file__).with_suffix(".md").read_text()
 
 
 def _ours(v):

@@ -1,5 +1,4 @@
-"""Notebook 04: how many channels shift, and does shift explain the opposite map? (Appendix A, Figs. 4 and 9,
-Table 5)"""
+"""Notebook 04: how many channels shift; is it why maps are opposite? (Appendix A, Figs. 4, 9, Table 5)"""
 
 from functools import partial
 
@@ -7,16 +6,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..evaluation import batches, counts, mean_interval, prompts, score_contrast, spread
+from ..evaluation import batches, counts, grouped, mean_interval, prompts, score_contrast, spread
 from ..method import itsm
 from ..shift import POOLINGS, channels, foreground_tokens, shift_statistics, without_channels
 
-SIZES = {
-    "(0, 0.25]": (0, 0.25),
-    "(0.25, 0.75]": (0.25, 0.75),
-    "(0.75, 1]": (0.75, 1),
-    "(0, 1]": (0, 1),
-}  # Table 5's bins
+CASE = ("dataset", "network")
+# Table 5's bins
+SIZES = {f"({low}, {high}]": (low, high) for low, high in ((0, 0.25), (0.25, 0.75), (0.75, 1), (0, 1))}
 
 # ---------------------------------------------------------------------- one row an image
 
@@ -28,25 +24,19 @@ def shift_rows(dataset, clip, projection=None, workers=0, batch_size=32, ablate=
     out, and with as many random ones."""
     projection, generator = projection or clip.projection, torch.Generator().manual_seed(seed)
     text, tables = projection.text(prompts(dataset, clip)), []
-    for batch in batches(dataset, clip, batch_size, workers, "measuring shift"):
-        batch = batch.with_at_least(1)
-        if not len(batch):
-            continue
+    for batch in batches(dataset, clip, batch_size, workers, "measuring shift", least=1):
         features = clip.encode_image(batch.images)
         values, pooled = channels(features, projection)
-        inside = [
-            foreground_tokens(*both, features.grid) for both in zip(batch.objects, batch.void, strict=True)
-        ]
-        statistics, shifted = shift_statistics(
-            values, pooled, torch.stack(inside).to(clip.device), features.grid
-        )
+        objects = [*zip(batch.objects, batch.void, strict=True)]
+        inside = torch.stack([foreground_tokens(*both, features.grid) for both in objects]).to(clip.device)
+        statistics, shifted = shift_statistics(values, pooled, inside, features.grid)
         left_out = {"mSC": torch.zeros_like(shifted)}
         if ablate:
             rank = torch.rand(shifted.shape, generator=generator).argsort(1).argsort(1).to(clip.device)
             left_out |= {"mSC_kept": shifted, "mSC_random": rank < shifted.sum(1, keepdim=True)}
         table = pd.DataFrame({name: column.cpu().numpy() for name, column in statistics.items()})
         table.insert(0, "image_id", batch.ids)
-        table["foreground"] = [_share(*both) for both in zip(batch.objects, batch.void, strict=True)]
+        table["foreground"] = [float((mask & ~void).sum() / (~void).sum()) for mask, void in objects]
         for name, channels_out in left_out.items():
             cells = without_channels(values, text, channels_out).unflatten(-1, features.grid)
             table[name] = _contrasts(cells, batch, dataset.classes)
@@ -55,16 +45,11 @@ def shift_rows(dataset, clip, projection=None, workers=0, batch_size=32, ablate=
 
 
 def measured(run, clip, name):
-    """`shift_rows` of a network on one of a run's datasets, measured once; `shifted`: share of the channels
-    (%)."""
+    """`shift_rows` of a network on one of a run's datasets, measured once; `shifted`: in % of channels."""
     dataset, options = run.load_dataset(name), {"workers": run.workers, "batch_size": run.batch_size}
     measure = partial(shift_rows, dataset, clip, seed=run.seed, **options)
     rows = run.once("shift", [clip, dataset, run.seed], measure)
     return rows.assign(dataset=name, network=clip.title, shifted=shifted_share)
-
-
-def _share(objects, void):
-    return float((objects & ~void).sum() / (~void).sum())
 
 
 def _contrasts(cells, batch, classes):
@@ -86,45 +71,31 @@ def shifted_share(rows):
 # ---------------------------------------------------------------------- tables
 
 
-def _groups(rows):
-    return rows.groupby(["dataset", "network"], sort=False)
-
-
 def by_size(rows, ratio="foreground"):
-    """Table 5 for one dataset and network: mean channel numbers by size. ratio: "foreground", or "background"
-    for the inverted axis. One line a bin: size, images (share in %), B2F, F2B, same, and shifted (share of
-    the channels in %)."""
+    """(bin, those of the rows that are in it) of Table 5. ratio: "background" inverts the axis."""
     share = rows["foreground"] if ratio == "foreground" else 1 - rows["foreground"]
-    lines = []
-    for name, (low, high) in SIZES.items():
-        part = rows[(share > low) & (share <= high)]
-        means = {column: part[column].mean() if len(part) else np.nan for column in ("B2F", "F2B", "same")}
-        lines.append(
-            {"size": name, "images": 100 * len(part) / len(rows), **means, "shifted": shifted_share(means)}
-        )
-    return pd.DataFrame(lines)
+    return [(name, rows[(share > low) & (share <= high)]) for name, (low, high) in SIZES.items()]
 
 
 def table_5(rows, ratio="foreground"):
-    """`by_size` for every dataset and network."""
-    parts = []
-    for (name, network), part in _groups(rows):
-        sizes = by_size(part, ratio)
-        sizes.insert(0, "network", network)
-        sizes.insert(0, "dataset", name)
-        parts.append(sizes)
-    return pd.concat(parts, ignore_index=True)
+    """Table 5, mean channel numbers by size, for every dataset and network. One line a bin: size, images
+    (share in %), B2F, F2B, same, and shifted (share of the channels in %)."""
+
+    def sizes(part):
+        for size, inside in by_size(part, ratio):
+            means = inside[["B2F", "F2B", "same"]].mean().to_dict()
+            share = {"size": size, "images": 100 * len(inside) / len(part)}
+            yield share | means | {"shifted": shifted_share(means)}
+
+    return grouped(rows, CASE, sizes)
 
 
 def dispersion_table(rows):
     """Fig. 4 in numbers: share of distinct positions (%) and mean distance from the max position (tokens),
     for every pooling."""
-    lines = []
-    for (name, network), part in _groups(rows):
-        line = {"dataset": name, "network": network}
-        line |= {f"distinct {p} (%)": 100 * part[f"distinct_{p}"].mean() for p in POOLINGS}
-        lines.append(line | {f"distance {p}": part[f"distance_{p}"].mean() for p in POOLINGS[1:]})
-    return pd.DataFrame(lines)
+    columns = {f"distinct {p} (%)": (f"distinct_{p}", 100) for p in POOLINGS}
+    columns |= {f"distance {p}": (f"distance_{p}", 1) for p in POOLINGS[1:]}
+    return grouped(rows, CASE, lambda part: {n: k * part[c].mean() for n, (c, k) in columns.items()})
 
 
 def rank_correlation(x, y, resamples=1000, seed=0):
@@ -140,27 +111,26 @@ def link_table(rows):
     """Does shift explain the opposite map? Rank correlation of the share of shifted channels with mSC over
     images; mSC (%) with all channels, without the shifted, without as many random ones; the gain of the
     second over the last, paired."""
-    lines = []
-    for (name, network), part in _groups(rows):
-        line = {"dataset": name, "network": network}
-        line |= spread("rho", rank_correlation(part["shifted"], part["mSC"]))
-        line |= {column: 100 * part[column].mean() for column in ("mSC", "mSC_kept", "mSC_random")}
-        _, line["kept_low"], line["kept_high"] = (100 * v for v in mean_interval(part["mSC_kept"]))
-        gain = mean_interval(100 * (part["mSC_kept"] - part["mSC_random"]))
-        lines.append(line | spread("gain", gain))
-    return pd.DataFrame(lines)
+
+    def line(part):
+        found = spread("rho", rank_correlation(part["shifted"], part["mSC"]))
+        found |= {column: 100 * part[column].mean() for column in ("mSC", "mSC_kept", "mSC_random")}
+        _, found["kept_low"], found["kept_high"] = (100 * v for v in mean_interval(part["mSC_kept"]))
+        return found | spread("gain", mean_interval(100 * (part["mSC_kept"] - part["mSC_random"])))
+
+    return grouped(rows, CASE, line)
 
 
 def dispersion_gains(rows):
     """Distinct positions (%) of average and attention pooling less those of max pooling, paired over images
     with their interval; one line a dataset, network and pooling."""
-    lines = []
-    for (name, network), part in _groups(rows):
+
+    def lines(part):
         for pooling in POOLINGS[1:]:
             gain = mean_interval(100 * (part[f"distinct_{pooling}"] - part["distinct_max"]))
-            line = {"dataset": name, "network": network, "than": pooling}
-            lines.append(line | spread("distinct", gain))
-    return pd.DataFrame(lines)
+            yield {"than": pooling} | spread("distinct", gain)
+
+    return grouped(rows, CASE, lines)
 
 
 def chance_table(rows):
@@ -171,16 +141,15 @@ def chance_table(rows):
     channel = rows["B2F"] + rows["F2B"] + rows["same"]
     p, q, f = rows["on_max"] / channel, rows["on_attention"] / channel, rows["tokens"]
     rows = rows.assign(independent=100 * (p * (1 - q) + q * (1 - p)), random=200 * f * (1 - f))
-    lines = []
-    for (name, network), part in _groups(rows):
-        for size, (low, high) in SIZES.items():
-            inside = part[(part["foreground"] > low) & (part["foreground"] <= high)]
+
+    def sizes(part):
+        for size, inside in by_size(part):
             if len(inside):
-                line = {"dataset": name, "network": network, "size": size, "images": len(inside)}
-                line |= {column: inside[column].mean() for column in ("shifted", "independent", "random")}
-                gap = mean_interval(inside["shifted"] - inside["independent"])
-                lines.append(line | spread("excess", gap))
-    return pd.DataFrame(lines)
+                means = inside[["shifted", "independent", "random"]].mean().to_dict()
+                excess = spread("excess", mean_interval(inside["shifted"] - inside["independent"]))
+                yield {"size": size, "images": len(inside)} | means | excess
+
+    return grouped(rows, CASE, sizes)
 
 
 def random_foreground(quoted):
@@ -205,14 +174,11 @@ def verdict(chance, link):
     says = (
         "explains" if more == turned == len(link) else "does not explain" if less or kept else "may explain"
     )
-    return "\n".join(
-        [
-            f"{len(link)} cases (datasets and networks). Channels change sides more often than two "
-            f"independent positions would in {up}, less often in {down}; {open_} open.",
-            f"Images with more shift are more opposite in {more}, less opposite in {less}; {unclear} open.",
-            f"Without its shifted channels the map turns (mSC above 0) in {turned} and stays opposite in "
-            f"{kept}; "
-            f"leaving them out raises mSC more than as many random channels in {better}, less in {worse}.",
-            f"So semantic shift {says} the opposite map here.",
-        ]
+    return (
+        f"{len(link)} cases (datasets and networks). Channels change sides more often than two independent "
+        f"positions would in {up}, less often in {down}; {open_} open.\n"
+        f"Images with more shift are more opposite in {more}, less opposite in {less}; {unclear} open.\n"
+        f"Without its shifted channels the map turns (mSC above 0) in {turned} and stays opposite in {kept}; "
+        f"leaving them out raises mSC more than as many random channels in {better}, less in {worse}.\n"
+        f"So semantic shift {says} the opposite map here."
     )

@@ -8,8 +8,7 @@ from .benchmarks import LATER, TABLE_2, explainers_of, has_pair, vits
 
 
 def figure_1(run, name):
-    """Fig. 1: ground truth, CLIP and ECLIP below each other, one network and image a column. Returns the
-    figure."""
+    """Fig. 1: ground truth, CLIP and ECLIP, one network and image a column. Returns the figure."""
     shown = examples(run.load_dataset(name), len(run.networks))
     images, titles, rows = [], [], {"ground truth": []}
     for k, network in enumerate(run.networks):
@@ -24,8 +23,7 @@ def figure_1(run, name):
 
 
 def later(dataset, count, start):
-    """`count` examples from `start` on, other ones than Fig. 1's; nearer the beginning where there are
-    few."""
+    """`count` examples from `start` on, not Fig. 1's; earlier where there are few."""
     return examples(dataset, count, start=max(0, min(start, len(dataset) - count)))
 
 
@@ -58,9 +56,8 @@ def figure_11(run, count=2):
     """Fig. 11: Bi-Model and ECLIP on the coarse and the fine ViT, for both classes of images that hold two,
     on the last dataset. Returns the figure, or None where the run has no two ViTs or no such image."""
     dataset, shown, networks = run.load_dataset(run.datasets[-1]), {}, vits(run)
-    found = [example for example in examples(dataset, min(len(dataset), 40)) if len(example.masks) > 1][
-        :count
-    ]
+    found = [example for example in examples(dataset, min(len(dataset), 40)) if len(example.masks) > 1]
+    found = found[:count]
     if len(networks) < 2 or not found:
         return None
     for method in ("bi_model", "eclip") if has_pair(run) else ("bi_model",):

@@ -48,8 +48,7 @@ def figure_4(run, network, name, count=3):
 
 
 def figure_9(run, name, count=3):
-    """Fig. 9: attention pooling's points coloured by their shift against max, beside CLIP's map, for every
-    network."""
+    """Fig. 9: attention pooling's points by their shift against max, beside CLIP's map, a network each."""
     shown, networks = examples(run.load_dataset(name), count), len(run.networks)
     figure, axes = plots.grid(len(shown), 2 * networks, (4.2 * networks, 2.2 * len(shown)))
     for k, network in enumerate(run.networks):
@@ -68,10 +67,9 @@ def figure_9(run, name, count=3):
 
 def link_figure(rows):
     """Scatter of the share of shifted channels and mSC, one panel a network, one colour a dataset."""
-    networks = list(dict.fromkeys(rows["network"]))
-    figure, axes = plt.subplots(
-        1, len(networks), figsize=(3.2 * len(networks), 2.8), sharey=True, squeeze=False
-    )
+    networks = rows["network"].unique()
+    size = (3.2 * len(networks), 2.8)
+    figure, axes = plt.subplots(1, len(networks), figsize=size, sharey=True, squeeze=False)
     for ax, network in zip(axes[0], networks, strict=True):
         for name, part in rows[rows["network"] == network].groupby("dataset", sort=False):
             ax.scatter(part["shifted"], 100 * part["mSC"], s=5, alpha=0.5, label=name)
