@@ -171,17 +171,18 @@ def dataset_pass(device="cpu", network="ViT-B-16", precision="fp32", workers=2, 
 
 
 def run(device="cpu", out=None):
-    """Measure -> the table as text; with `out` also written there as CSV, with `agreement` and `growth`
-    beside it."""
+    """Measure -> the table as text; with `out` also a CSV there, `agreement` and `growth` beside it."""
     if out:
         out = outputs.named(out, ".csv")
-        beside, grown = out.with_name("agreement.csv"), out.with_name("growth.csv")
-        outputs.require_free([out], unnamed={beside: "setting,mIoU,mSC", grown: "step,size,work"})
+        beside = [out.with_name("agreement.csv"), out.with_name("growth.csv")]
+        outputs.require_free(
+            [out], unnamed=dict(zip(beside, ("setting,mIoU,mSC", "step,size,work"), strict=True))
+        )
     table = bench(device)
-    if out:
-        files.write(out, files.as_csv(table, index=False))
-        files.write(beside, files.as_csv(agreement(), index=False, float_format="%.5f"))
-        files.write(grown, files.as_csv(growth(), index=False))
+    for path, part in (
+        zip([out, *beside], (table, agreement().round(5), growth()), strict=True) if out else ()
+    ):
+        files.write(path, files.as_csv(part, index=False))
     return table.to_string(index=False)
 
 
