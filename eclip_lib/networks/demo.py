@@ -24,10 +24,9 @@ MERGES = FOLDER / "scenes_bpe.txt.gz"
 _text = {"context_length": 24, "width": 128, "heads": 2, "layers": 2}
 _vit = {"image_size": scenes.SIZE, "width": 128, "layers": 4, "head_width": 32}
 _resnet = {"image_size": scenes.SIZE, "width": 12, "layers": [1, 1, 1, 1], "head_width": 32}
-_vision = {"scenes-ViT-32": _vit | {"patch_size": 32}, "scenes-ViT-16": _vit | {"patch_size": 16}}
-_vision["scenes-RN"] = _resnet
-NETWORKS = {
-    name: {"embed_dim": 128, "vision_cfg": vision, "text_cfg": _text} for name, vision in _vision.items()
+_vision = [("ViT-32", _vit | {"patch_size": 32}), ("ViT-16", _vit | {"patch_size": 16}), ("RN", _resnet)]
+NETWORKS: dict[str, dict] = {
+    f"scenes-{name}": {"embed_dim": 128, "vision_cfg": vision, "text_cfg": _text} for name, vision in _vision
 }
 
 # the self-supervised models: a timm ViT as wide and deep as scenes-ViT-16
