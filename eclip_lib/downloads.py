@@ -1,7 +1,6 @@
 """Large files from the network: resumed after a broken transfer, checked, unpacked without a half-written
 tree."""
 
-import itertools
 import os
 import shutil
 import tarfile
@@ -11,9 +10,12 @@ import urllib.error
 import urllib.request
 import warnings
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from .files import alone, digest, few
+import huggingface_hub
+
+from .files import alone, digest, few, set_aside
 from .progress import tqdm
 
 CHUNK, TRIES, TIMEOUT = 1 << 20, 5, 20
@@ -78,7 +80,7 @@ class _Resuming:
             have = 0
         length = answer.headers["Content-Length"]
         total = have + int(length) if length else self.expected
-        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=self.partial.stem)
+        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=Path(url).name)
         with answer, open(self.partial, "ab" if have else "wb") as file, bar:
             while chunk := answer.read(CHUNK):
                 file.write(chunk)
@@ -88,24 +90,29 @@ class _Resuming:
             raise OSError(f"the connection closed after {size(arrived)} of {size(total)}")
 
 
+def partial_of(path):
+    """Where a broken transfer of a file stays: under a name that nobody else gives."""
+    return path.with_name(f".{path.name}.eclip-partial")
+
+
 def fetch(url, path, expected=None, checksum=None):
     """Download `url` to `path`, atomically. expected: bytes; checksum: "md5:…" or "sha256:…". A broken
-    transfer stays as `path`.partial and is taken up again. Another file that is there is kept beside it.
+    transfer stays beside it and is taken up again. Another file that is there is kept beside it.
 
     Raises OSError: unreachable, no room, or not the file it should be, which is then removed."""
     import pooch
 
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         have = partial.stat().st_size if partial.exists() else 0
         require_space(path.parent, expected and expected - have, path.name)
         pooch.get_logger().setLevel("ERROR")
-        lock = Path(tempfile.gettempdir(), f"eclip-{digest(str(path.absolute()))}.lock")
+        lock = Path(tempfile.gettempdir(), f"eclip-{os.getuid()}-{digest(str(path.absolute()))}.lock")
         with alone(lock):  # other ranks and programs wait, then find it
             if not (path.exists() and pooch.hashes.hash_matches(path, checksum)):
-                fresh = path.with_name(f".{path.name}.fetched")
+                fresh = path.with_name(f".{path.name}.eclip-fetched")
                 pooch.retrieve(
                     url, checksum, fresh.name, path.parent, downloader=_Resuming(partial, expected)
                 )
@@ -119,11 +126,8 @@ def fetch(url, path, expected=None, checksum=None):
 
 def place(fresh, path):
     """Move a file into place -> where another one that lay there, maybe a user's own, is kept, or None."""
-    kept = None
-    if path.is_file() and digest(path) != digest(fresh):
-        names = (path.with_name(f"{path.name}.replaced-{k}") for k in itertools.count(1))
-        kept = next(name for name in names if not os.path.lexists(name))
-        os.rename(path, kept)
+    other = path.is_file() and digest(path) != digest(fresh)
+    kept = set_aside(path) if other else None
     os.replace(fresh, path)
     return kept
 
@@ -132,6 +136,26 @@ def _tell(places, folder):
     if kept := [path.relative_to(folder) for path in places if path]:
         said = f"{len(kept)} files in {folder} were not as they came; they are kept as {few(kept)}"
         warnings.warn(said, stacklevel=3)
+
+
+@contextmanager
+def hub():
+    """Other libraries' downloads from the Hugging Face hub: one short look whether it answers, else their
+    cache alone, instead of a minute of retries."""
+    before, offline = huggingface_hub.constants.HF_HUB_OFFLINE, False
+    try:
+        urllib.request.urlopen(
+            urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD"), timeout=5
+        ).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except OSError:
+        offline = True
+    huggingface_hub.constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def unpack(archive, root):

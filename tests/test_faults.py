@@ -90,6 +90,8 @@ def notebook(path, source):
 def test_a_killed_reproduction_goes_on_at_the_notebook_it_was_in(tmp_path):
     save = "import pathlib, time\npath = pathlib.Path(out, '{0}.csv')\npath.with_suffix('.begun').touch()\n"
     save += "time.sleep({1})\npath.write_text('{0}')"
+    mine = tmp_path / "run" / "notebooks" / "01_part.partial.ipynb"
+    files.write(mine, "mine"), files.write(tmp_path / "run" / ".lock", "mine")
     for number, wait in ((0, 0), (1, 6), (2, 0)):
         notebook(tmp_path / f"0{number}_part.ipynb", save.format(number, wait))
     code = "import pathlib\nfrom eclip_lib.commands import notebooks\n"
@@ -101,6 +103,7 @@ def test_a_killed_reproduction_goes_on_at_the_notebook_it_was_in(tmp_path):
     again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "{'00_part': 'skipped', '01_part': 'done', '02_part':" in again
     assert [(tmp_path / "run" / f"{n}.csv").read_text() for n in range(3)] == ["0", "1", "2"]
+    assert mine.read_text() == (tmp_path / "run" / ".lock").read_text() == "mine"
 
 
 @pytest.mark.parametrize("views, shared", [(2, False), (2, True), (1, False)])

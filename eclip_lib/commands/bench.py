@@ -173,7 +173,8 @@ def run(device="cpu", out=None):
     """Measure -> the table as text; with `out` also written there as CSV, and `agreement` beside it."""
     if out:
         out = outputs.named(out, ".csv")
-        outputs.require_free([out], unnamed={(beside := out.with_name("agreement.csv")): "setting,mIoU,mSC"})
+        beside = out.with_name("agreement.csv")
+        outputs.require_free([(out, outputs.BENCH), (beside, outputs.AGREEMENT)])
     table = bench(device)
     if out:
         files.write(out, files.as_csv(table, index=False))

@@ -124,7 +124,7 @@ def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_siz
         raise ValueError(f"{folder} holds rows of another evaluation; name another folder, or empty it")
     if note is None:  # parts without a whole note are of nobody knows what
         old = list(folder.glob("[0-9][0-9][0-9][0-9][0-9].csv"))
-        outputs.require_free([], unnamed=dict.fromkeys(old, outputs.ROWS))
+        outputs.require_free([(path, outputs.ROWS) for path in old])
         for path in old:
             path.unlink()
     files.write(folder / "about.json", files.as_json(about))

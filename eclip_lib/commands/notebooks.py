@@ -249,7 +249,7 @@ def run_notebook(path, target, parameters, bar=False):
 
 def _execute(run, path, target, key, parameters):
     target.parent.mkdir(parents=True, exist_ok=True)
-    begin, partial = time.time(), target.with_suffix(".partial.ipynb")
+    begin, partial = time.time(), target.with_name(f".{path.stem}.eclip-partial.ipynb")
     try:
         run_notebook(path, partial, parameters, {"desc": path.stem})
     except Exception as error:

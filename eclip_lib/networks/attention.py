@@ -18,9 +18,10 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import nn
 
 from .. import files
+from ..downloads import hub
 from ..method import ImageFeatures
 from . import demo
-from .checkpoints import hub, obtain, registered, registry
+from .checkpoints import obtain, registered, registry
 from .encoders import residual_block, vit_tokens
 from .state_dicts import load_into, read_checkpoint
 

@@ -10,11 +10,12 @@ import open_clip
 import torch
 
 from .. import files
+from ..downloads import hub
 from . import demo
-from .checkpoints import hub, is_path, obtain, registered
+from .checkpoints import is_path, obtain, registered
 from .clip import Clip, own_weights
 from .encoders import resize_input
-from .hugging_face import WEIGHTS, folder_of, has_scheme, inside, reason, source, statistics_beside
+from .hugging_face import WEIGHTS, folder_of, has_scheme, hint, inside, reason, source, statistics_beside
 from .state_dicts import load_into, read_checkpoint
 
 
@@ -59,7 +60,7 @@ def load_clip(
         near = get_close_matches(network, open_clip.list_models(), 3) or list(demo.NETWORKS)
         raise ValueError(
             f"no network {files.few([network])!r}; near: {', '.join(near)} (open_clip.list_models() has "
-            "them all)"
+            f"them all){hint(network[:200])}"
         )
     own = network in demo.NETWORKS
     if pretrained == "default" and not own:
