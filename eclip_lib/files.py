@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -113,8 +113,12 @@ def write(path, data: bytes | str):
 
 def set_aside(path) -> Path:
     """Rename a file to the first free `path`.replaced-1, -2, … -> where it lies then."""
-    names = (path.with_name(f"{path.name}.replaced-{k}") for k in itertools.count(1))
-    return path.rename(next(name for name in names if not os.path.lexists(name)))
+    for number in itertools.count(1):
+        kept = path.with_name(f"{path.name}.replaced-{number}")
+        with suppress(FileExistsError):
+            open(kept, "x").close()  # no other process takes this name
+            return path.replace(kept)
+    raise AssertionError
 
 
 @contextmanager

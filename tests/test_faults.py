@@ -159,6 +159,23 @@ def test_a_killed_worker_is_one_sentence(tmp_path, monkeypatch):
         assert "a process that decodes images was killed" in run(monkeypatch, *command)
 
 
+def test_a_ray_that_does_not_start_is_one_sentence(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: 1 / 0)
+    said = run(monkeypatch, *EVALUATE, "--limit", "2", "--ray", "2", "--out", tmp_path)
+    assert "Ray did not start (division by zero); run without --ray" in said
+
+
+def test_a_name_is_set_aside_under_a_name_that_nobody_has(tmp_path):
+    files.write(tmp_path / "a.replaced-1", "mine"), (tmp_path / "a.replaced-2").symlink_to("gone")
+    for content in ("one", "two"):
+        files.write(tmp_path / "a", content)
+        files.set_aside(tmp_path / "a")
+    kept = {path.name: path.read_text() for path in tmp_path.iterdir() if path.exists()}
+    assert kept == {"a.replaced-1": "mine", "a.replaced-3": "one", "a.replaced-4": "two"}
+
+
 def test_the_same_seed_gives_the_same_numbers(tmp_path):
     def numbers(folder):
         clip = eclip.load_clip("scenes-ViT-32")

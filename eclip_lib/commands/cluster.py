@@ -53,7 +53,11 @@ def scatter(setup, count, done, what, workers, gpus=0):
     if not todo:
         return
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        except Exception as error:
+            said = f"Ray did not start ({str(error)[:150]}); run without --ray, or name a cluster"
+            raise ValueError(f"{said} by RAY_ADDRESS") from error
     errors = {}
     with tqdm(total=len(todo), desc=what, unit="part") as bar:
         _pool(setup, todo, workers, gpus, RETRIES, errors, bar)

@@ -167,7 +167,7 @@ def run(
     clip, explainers = open_methods(methods=methods, **options)
     identities = [getattr(explainer, "identity", None) for explainer in explainers.values()]
     settings = [texts, clip.identity, identities, bare, alpha, colormap, files.code_digest(*DRAWN_BY)]
-    made, scores, arrays, broken = {}, {}, {}, []
+    made, scores, arrays, broken = {}, {}, {}, {}
     keys = {path: files.digest([files.digest(path), settings]) for path in paths if os.access(path, os.R_OK)}
     for path, key in keys.items() if all(identities) else ():
         notes = [_note_of(place) for place in places[path]]
@@ -179,7 +179,7 @@ def run(
     todo = [path for path in paths if npz or path not in made]
     for path, view in explain(todo, texts, clip, explainers, batch_size):
         if isinstance(view, Exception):
-            broken.append(view)
+            broken[path] = view
             continue
         scores[path] = [round(float(cosine), 6) for cosine in view.cosines]
         if path not in made:
@@ -194,6 +194,7 @@ def run(
     if arrays:
         write_npz(npz, {**arrays, "texts": np.array(texts)})
     if broken:
-        rest = f" (and {len(broken) - 1} more of {len(paths)})" if len(broken) > 1 else ""
-        raise ValueError(f"{broken[0]}{rest}")
+        first, *others = broken.values()
+        names = files.few([path.name for path in broken][1:])
+        raise ValueError(f"{first}" + (f"; nor can {names}, of {len(paths)} pictures" if others else ""))
     return [place for path in paths if path in made for place in made[path]]

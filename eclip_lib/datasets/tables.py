@@ -23,7 +23,7 @@ def rows(path):
     columns = [name.strip() for name in found[0][1]] if found else []
     if not columns.count("filepath") == columns.count("title") == 1:
         raise ValueError(
-            f"{path}: needs the columns filepath and title once each, has {files.few(columns)} "
+            f"{path}: needs the columns filepath and title once each, has {files.few(columns) or 'none'} "
             f"(separator {separator!r})"
         )
     for number, row in found[1:]:

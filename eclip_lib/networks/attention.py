@@ -198,7 +198,7 @@ def _encoder_state(state):
     or a classifier."""
     if any("_encoder." in name for name in state):
         state = moco_v3_state(state)
-    others = ("head.", "fc_norm.", "decoder_", "mask_token", "predictor.")
+    others = ("head.", "fc_norm.", "decoder_", "mask_token", "masked_embed", "predictor.")
     return {name: tensor for name, tensor in state.items() if not name.startswith(others)}
 
 
