@@ -459,7 +459,7 @@ weights with another suffix | Explain --pretrained {}/other.bin | prints out.png
 weights in shards | Explain --pretrained {}/shards | prints out.png
 weights of which a shard is gone | Explain --pretrained {}/shards | names 2 files; not there: 1.safetensors; get the folder
 weights of the hub | Explain --pretrained openai/clip | no checkpoint at openai/clip; of the hub, write hf-hub:openai/clip
-a network of the hub | Explain --network openai/clip | no network 'openai/clip'; .*; of the hub, write hf-hub:openai/clip
+a network of the hub | Explain --network openai/clip | no network 'openai/clip'; near: .*; of the hub, write hf-hub:openai/clip
 a network's folder | Explain --network {}/shards | no network .*; the folder of a CLIP's files is local-dir:/
 a folder without weights | Explain --pretrained {}/empty | no checkpoint in the folder .*: none of open_clip_model.safetensors, model
 a pointer in place of weights | Explain --pretrained {}/pointer.pt | pointer of Git LFS, not the weights

@@ -172,8 +172,7 @@ def dataset_pass(device="cpu", network="ViT-B-16", precision="fp32", workers=2, 
 def run(device="cpu", out=None):
     """Measure -> the table as text; with `out` also written there as CSV, and `agreement` beside it."""
     if out:
-        out = outputs.named(out, ".csv")
-        beside = out.with_name("agreement.csv")
+        beside = (out := outputs.named(out, ".csv")).with_name("agreement.csv")
         outputs.require_free([(out, outputs.BENCH), (beside, outputs.AGREEMENT)])
     table = bench(device)
     if out:

@@ -57,11 +57,8 @@ def load_clip(
     demo.require(network)
     demo.register()
     if not has_scheme(network) and network not in open_clip.list_models():
-        near = get_close_matches(network, open_clip.list_models(), 3) or list(demo.NETWORKS)
-        raise ValueError(
-            f"no network {files.few([network])!r}; near: {', '.join(near)} (open_clip.list_models() has "
-            f"them all){hint(network[:200])}"
-        )
+        near = ", ".join(get_close_matches(network, open_clip.list_models(), 3) or demo.NETWORKS)
+        raise ValueError(f"no network {files.few([network])!r}; near: {near}{hint(network[:200])}")
     own = network in demo.NETWORKS
     if pretrained == "default" and not own:
         pretrained = network if has_scheme(network) else "openai"
