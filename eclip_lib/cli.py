@@ -76,9 +76,10 @@ def web(
     port: Annotated[int | None, about("of this machine; default: the first free one from 7860 on")] = None,
 ):
     """Open a page in the browser: drop a picture, type texts, see every method's map (needs gradio)."""
+    from . import files
     from .commands import app as command
 
-    offered = [word.strip() for word in (networks or "").split(",") if word.strip()]
+    offered = files.names(networks, "--networks") if networks is not None else []
     command.serve(offered, port, pretrained=pretrained, projection=projection, device=device)
 
 

@@ -2,7 +2,6 @@
 tree."""
 
 import hashlib
-import itertools
 import os
 import shutil
 import tarfile
@@ -12,9 +11,12 @@ import urllib.error
 import urllib.request
 import warnings
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from .files import alone, digest, few
+import huggingface_hub
+
+from .files import alone, digest, few, set_aside
 from .progress import tqdm
 
 CHUNK, TRIES, TIMEOUT = 1 << 20, 5, 20
@@ -38,18 +40,23 @@ def require_space(path, count, what):
         raise OSError(f"{said}: free some or name another folder")
 
 
+def partial_of(path):
+    """Where a broken transfer of a file stays: under a name that nobody else gives."""
+    return path.with_name(f".{path.name}.eclip-partial")
+
+
 def fetch(url, path, expected=None, checksum=None):
     """Download `url` to `path`, atomically. expected: bytes; checksum: "md5:…" or "sha256:…". A broken
-    transfer stays as `path`.partial and is taken up again (HTTP range requests), a few times by itself.
-    Another file that is there is kept beside it.
+    transfer stays beside it (`partial_of`) and is taken up again (HTTP range requests), a few times by
+    itself. Another file that is there is kept beside it.
 
     Raises OSError: unreachable, no room, or not the file it should be, which is then removed."""
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     have = partial.stat().st_size if partial.exists() else 0
     require_space(path.parent, expected and expected - have, path.name)
-    lock = Path(tempfile.gettempdir(), f"eclip-{digest(str(path.absolute()))}.lock")
+    lock = Path(tempfile.gettempdir(), f"eclip-{os.getuid()}-{digest(str(path.absolute()))}.lock")
     with alone(lock):  # other ranks and programs wait, then find it
         if not (path.exists() and _is(path, checksum)):
             _resume(url, partial, expected)
@@ -101,7 +108,7 @@ def _transfer(url, partial, expected):
         have = 0
     length = answer.headers["Content-Length"]
     total = have + int(length) if length else expected
-    bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=partial.stem)
+    bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=Path(url).name)
     with answer, open(partial, "ab" if have else "wb") as file, bar:
         while chunk := answer.read(CHUNK):
             file.write(chunk)
@@ -113,11 +120,8 @@ def _transfer(url, partial, expected):
 
 def place(fresh, path):
     """Move a file into place -> where another one that lay there, maybe a user's own, is kept, or None."""
-    kept = None
-    if path.is_file() and digest(path) != digest(fresh):
-        names = (path.with_name(f"{path.name}.replaced-{k}") for k in itertools.count(1))
-        kept = next(name for name in names if not os.path.lexists(name))
-        os.rename(path, kept)
+    other = path.is_file() and digest(path) != digest(fresh)
+    kept = set_aside(path) if other else None
     os.replace(fresh, path)
     return kept
 
@@ -126,6 +130,25 @@ def _tell(places, folder):
     if kept := [path.relative_to(folder) for path in places if path]:
         said = f"{len(kept)} files in {folder} were not as they came; they are kept as {few(kept)}"
         warnings.warn(said, stacklevel=3)
+
+
+@contextmanager
+def hub():
+    """Other libraries' downloads from the Hugging Face hub: one short look whether it answers, else their
+    cache alone, instead of a minute of retries."""
+    before, offline = huggingface_hub.constants.HF_HUB_OFFLINE, False
+    look = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(look, timeout=5).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except OSError:
+        offline = True
+    huggingface_hub.constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def unpack(archive, root):

@@ -6,13 +6,14 @@ import fcntl
 import glob
 import hashlib
 import io
+import itertools
 import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,6 +51,15 @@ def matching(pattern, expand=lambda rest: [rest]):
     for part in expand(str(path.relative_to(root))):
         found[part] = sorted(root / name for name in glob.glob(part, root_dir=root, recursive=True))
     return found
+
+
+def names(words, what) -> list[str]:
+    """Names that are separated by commas, each once. what: the argument. Raises ValueError where one is
+    empty."""
+    found = [word.strip() for word in words.split(",")]
+    if "" in found:
+        raise ValueError(f"{what}: a name in {few([words])!r} is empty; write one, or several like a,b")
+    return list(dict.fromkeys(found))
 
 
 def few(names, total=None) -> str:
@@ -99,12 +109,22 @@ def write(path, data: bytes | str):
         os.fsync(file.fileno())
 
 
+def set_aside(path) -> Path:
+    """Rename a file to the first free `path`.replaced-1, -2, … -> where it lies then."""
+    for number in itertools.count(1):
+        kept = path.with_name(f"{path.name}.replaced-{number}")
+        with suppress(FileExistsError):
+            open(kept, "x").close()  # no other process takes this name
+            return path.replace(kept)
+    raise AssertionError
+
+
 @contextmanager
 def alone(path, otherwise=None, shared=False):
     """No other process is in this block for the same path (but others that share it, where this one does):
     it waits, or raises ValueError(otherwise). Raises OSError where the disk has no locks."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    with open(path, "a") as file:  # whatever has that name keeps what it holds
         try:
             kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             fcntl.flock(file, kind | (fcntl.LOCK_NB if otherwise else 0))

@@ -4,6 +4,7 @@
 import importlib.metadata
 import json
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from . import files
+from .downloads import hub
 
 HUB_FILE = "projection.safetensors"
 
@@ -108,6 +110,12 @@ class Projection(nn.Module, ModelHubMixin):
                 f"{path} was made for {made_for['network']} with weights {made_for['weights']}, not for "
                 f"{clip.network} with {clip.pretrained}{other}"
             )
+
+    @classmethod
+    def from_pretrained(cls, where, **options):
+        """A pair that `save_pretrained` wrote, from a folder or a repository on the hub."""
+        with nullcontext() if Path(where).is_dir() else hub():
+            return super().from_pretrained(where, **options)
 
     def _save_pretrained(self, save_directory):
         self.save(Path(save_directory, HUB_FILE))

@@ -1,5 +1,7 @@
 """networks/attention.py against q·k softmax written out, fused or not, with registers, on other grids."""
 
+from argparse import Namespace
+
 import pytest
 import timm
 import torch
@@ -70,15 +72,43 @@ def test_resize_keeps_a_constant_and_the_identity():
     torch.testing.assert_close(resize_attention(constant, (3, 4), (7, 5)), torch.full((2, 35), 0.3))
 
 
-@pytest.mark.parametrize("kind", ["base_encoder", "momentum_encoder"])
-def test_moco_v3_files_are_mapped(tmp_path, kind):
+def under(prefix, state):
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+TWO = torch.zeros(2, 2)
+FORMS = {  # what a program saves of the weights s, and of others, o
+    "MoCo v3": lambda s, o: {
+        "state_dict": under("module.base_encoder.", s | {"head.0.weight": TWO})
+        | under("module.momentum_encoder.", o)
+        | {"module.predictor.0.weight": TWO},
+        "optimizer": {},
+    },
+    "MoCo v3, the average alone": lambda s, o: {"state_dict": under("module.momentum_encoder.", s)},
+    "DINO": lambda s, o: {
+        "student": under("module.backbone.", o),
+        "teacher": under("backbone.", s) | {"head.mlp.0.weight": TWO},
+        "args": Namespace(arch="vit"),
+    },
+    "DINOv2": lambda s, o: {"teacher": under("backbone.", s) | {"ibot_head.mlp.0.weight": TWO}},
+    "iBOT": lambda s, o: {"state_dict": s | {"masked_embed": TWO}},
+    "MAE": lambda s, o: {"model": s | {"mask_token": TWO, "decoder_embed.weight": TWO}},
+    "timm": lambda s, o: s | {"head.weight": TWO},
+    "Lightning": lambda s, o: {"state_dict": under("model.", s), "pytorch-lightning_version": "2"},
+    "torch.compile": lambda s, o: {"model_state_dict": under("_orig_mod.module.", s)},
+    "an average": lambda s, o: {"state_dict_ema": under("module.", s)},
+}
+
+
+@pytest.mark.filterwarnings("ignore:form.pth")
+@pytest.mark.parametrize("form", FORMS)
+def test_official_files_are_mapped(tmp_path, form):
     torch.manual_seed(1)
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=0)
-    state = {f"module.{kind}.{k}": v for k, v in model.state_dict().items()}
-    state |= {f"module.{kind}.head.0.weight": torch.zeros(2, 2), "module.predictor.0.weight": torch.zeros(2)}
-    torch.save({"epoch": 300, "state_dict": state, "optimizer": {}}, tmp_path / "moco.pth.tar")
-    backbone = eclip.load_attention("vit_tiny_patch16_224", tmp_path / "moco.pth.tar")
-    assert all(torch.equal(v, model.state_dict()[k]) for k, v in backbone.model.state_dict().items())
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    others = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save(FORMS[form](state, others), tmp_path / "form.pth")
+    found = eclip.load_attention("vit_tiny_patch16_224", tmp_path / "form.pth").model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
 def test_mistakes_are_named(tmp_path):

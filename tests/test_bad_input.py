@@ -163,6 +163,8 @@ TABLES = {  # file name: its content
     "quotes.csv": b'filepath\ttitle\nred.png\t"a circle\nred.png\ta 5" square\nred.png\ta "red" star\n',
     "empty.csv": b"filepath\ttitle\nred.png\ta circle\nred.png\t \nred.png\ta star\n",
     "tab.csv": b"filepath\ttitle\t\nred.png\ta circle\t\nred.png\ta star\t\n",
+    "huge.csv": b'filepath,title\nred.png,"a circle, ' + b"red " * 10**5 + b'"\nred.png,a star\n',
+    "mine.json": b'{"a picture": {"a dog": 0.3}}',
     "bom.csv": b"\xef\xbb\xbffilepath\ttitle\nred.png\ta circle\nred.png\ta star\n",
     "agreement.csv": b"mine\n1\n",
     "clip-scenes-ViT-32-scenes.csv": b"mine\n1\n",
@@ -371,6 +373,13 @@ SPOILT = {  # name of a case: what is done to the place first
         p / "twice.tar",
         [(f"{k}.{kind}", data) for k in "1122" for kind, data in (("jpg", JPEG), ("txt", b"a"))],
     ),
+    "two pictures under one key": lambda p: packed(
+        p / "both.tar",
+        {f"{k}.{kind}": data for k in "123" for kind, data in (("jpg", JPEG), ("txt", b"a"))}
+        | {"3.png": saved(RED, "PNG")},
+    ),
+    "weights of which a shard is gone": lambda p: (p / "shards" / "1.safetensors").unlink(),
+    "maps over another's arrays": lambda p: np.savez(p / "mine.npz", images=gradient, texts=gradient),
     "two shards in one file": lambda p: (p / "joined.tar").write_bytes(2 * (p / "whole.tar").read_bytes()),
     "ImageNet-S: a class id out of range": lambda p: imagenet_mask(p, 60, 0, 0),
     "ImageNet-S: a mask of 16 bits": lambda p: png(first_of(p, INS_MASKS), 16, 2, b"\0\7\0\0\0\0" * 224),
@@ -406,6 +415,16 @@ a picture as a text | explain {}/red.png {}/red.png | red.png is a file, not a t
 one output twice | bench --out {}/agreement.csv | agreement.csv would be written twice
 a table beside one's own | bench --out {}/table.csv | agreement.csv is there, is not of this command and
 rows in place of one's own | evaluate clip --networks scenes-ViT-32 --datasets scenes --out {} | clip-scenes-ViT-32-scenes.csv is there, is not of
+an overlay over a picture | explain {}/[1]{a}/red.jpg circle --out {}/red.png | red.png is there, is not of this command and
+scores over another's | Explain --json {}/mine.json | mine.json is there, is not of this command and
+maps over another's arrays | Explain --npz {}/mine.npz | mine.npz is there, is not of this command and
+a pair over weights | train scenes:6 {}/other.safetensors | other.safetensors is there, is not of this command and
+an overlay with a table's name | explain {}/red.png circle --out {}/new.csv | what is written there is a .png file; name it new.png
+rows in a folder with a file's name | Evaluate --out {}/new.csv | new.csv ends like a file, but is to be a folder; name it new
+a run in a folder with a file's name | reproduce --figure 5 --out {}/new.json | new.json ends like a file
+a comma too many | Explain --method rclip, | --method: a name in 'rclip,' is empty; write one, or several like a,b
+a comma twice | Evaluate --measures miou,,msc | --measures: a name in 'miou,,msc' is empty
+a comma too many among networks | evaluate clip --networks scenes-RN, | a name in 'scenes-RN,' is empty
 an output folder with a dot | explain {}/red.png circle --out {}/maps.v2 | prints maps.v2/red.png
 an output that cannot be | explain {}/red.png circle --out {}/red.png/out.png | red.png
 scores in a folder that is not there | Explain --json {}/new/s.json --npz {}/other/maps.npz | prints out.png
@@ -438,7 +457,11 @@ weights in a container of one's own | Explain --pretrained {}/own.pt | prints ou
 weights with others beside them | Explain --pretrained {}/more.pt | prints out.png.*1 weights lie outside .* .loss.scale
 weights with another suffix | Explain --pretrained {}/other.bin | prints out.png
 weights in shards | Explain --pretrained {}/shards | prints out.png
-a folder without weights | Explain --pretrained {}/empty | no checkpoint in the folder
+weights of which a shard is gone | Explain --pretrained {}/shards | names 2 files; not there: 1.safetensors; get the folder
+weights of the hub | Explain --pretrained openai/clip | no checkpoint at openai/clip; of the hub, write hf-hub:openai/clip
+a network of the hub | Explain --network openai/clip | no network 'openai/clip'; near: .*; of the hub, write hf-hub:openai/clip
+a network's folder | Explain --network {}/shards | no network .*; the folder of a CLIP's files is local-dir:/
+a folder without weights | Explain --pretrained {}/empty | no checkpoint in the folder .*: none of open_clip_model.safetensors, model
 a pointer in place of weights | Explain --pretrained {}/pointer.pt | pointer of Git LFS, not the weights
 weights cut off | Explain --pretrained {}/cut.safetensors | cut.safetensors is not a readable checkpoint
 weights that are no file | Explain --pretrained {}/none.pt | no checkpoint at
@@ -505,6 +528,7 @@ captions with a byte order mark | Train csv:{}/bom.csv | prints 2 pairs
 captions without columns | Train csv:{}/columns.csv | needs the columns filepath and title
 captions without pairs | Train csv:{}/none.csv | no image-caption pair
 captions of images that are gone | Train csv:{}/gone.csv | no image of .*gone.csv could be read
+a caption longer than a field may be | Train csv:{}/huge.csv | prints 2 pairs
 captions with lone quotes | Train csv:{}/quotes.csv | prints 3 pairs
 an empty caption | Train csv:{}/empty.csv | prints 2 pairs.*1 of 3 pairs were skipped: 1 with an empty caption .line 3 of empty.csv
 a tab at the end | Train csv:{}/tab.csv | prints 2 pairs
@@ -529,6 +553,7 @@ a shard | Train web:{}/whole.tar | prints 2 pairs.*3 of 5 .* 1 without a picture
 a shard cut off | Train web:{}/cut.tar | cut.tar is not a whole tar file
 a shard cut between files | Train web:{}/ended.tar | ended.tar is not a whole tar file
 a key twice in a shard | Train web:{}/twice.tar | prints 4 pairs
+two pictures under one key | Train web:{}/both.tar | prints 2 pairs.*1 of 3 pairs were skipped: 1 with several pictures .3 of both
 two shards in one file | Train web:{}/joined.tar | joined.tar is not a whole tar file .another archive
 a learning rate that is too large | Train scenes:8 --epochs 3 --lr 1e30 | training diverged in epoch .*; train with a smaller
 a shard cut off beside a whole one | Train web:{}/*.tar | prints 2 pairs.*cut.tar is not a whole tar
@@ -624,7 +649,7 @@ def test_an_overlay_of_any_kind_is_known_again(kind, tmp_path):
     plt.figure(figsize=(1, 1)).savefig(
         tmp_path / "o", format=kind, **explain._marked(kind, {"Software": explain.MARK})
     )
-    outputs.require_free([], unnamed={tmp_path / "o": explain.MARK})
+    outputs.require_free([(tmp_path / "o", explain.MARK)])
     plt.close("all")
 
 
@@ -643,6 +668,22 @@ def test_a_long_prompt_is_cut_with_a_warning():
     clip = eclip.load_clip("scenes-ViT-32")
     with pytest.warns(UserWarning, match="reads 24 tokens; .* is longer"):
         clip.encode_text("circle " * 100)
+
+
+def test_pairs_and_rows_that_differ_are_kept(place, monkeypatch):
+    words = [word.replace("{}", str(place)) for word in TRAIN]
+    train = ["train", "scenes:6", place / "p.safetensors", *words]
+    for seed, there in ((0, 1), (0, 1), (1, 2), (2, 3)):  # the same pair is no other
+        before = {path.read_bytes() for path in place.glob("p.*") if seed or path.suffix != ".csv"}
+        assert run(monkeypatch, *train, "--seed", seed) is None
+        assert len(list(place.glob("p.safe*"))) == len(list(place.glob("p.csv*"))) == there
+        assert before <= {path.read_bytes() for path in place.glob("p.*")}
+    evaluate = ["evaluate", "clip", "--networks", "scenes-ViT-32", "--datasets", "scenes", "--limit", 1]
+    for there, changed in ((1, ""), (1, "x"), (2, "")):
+        assert run(monkeypatch, *evaluate, "--out", place / "rows") is None
+        (rows,) = place.glob("rows/*.csv")
+        assert len(list(place.glob("rows/*"))) == there
+        rows.write_text(rows.read_text() + changed)
 
 
 PAGE = """# What bad input gets

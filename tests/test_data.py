@@ -76,9 +76,10 @@ def test_a_broken_transfer_is_taken_up_again(server, tmp_path, ranges):
 
 
 def test_a_killed_download_goes_on_where_it_stopped(server, tmp_path):
-    (tmp_path / "file.partial").write_bytes(CONTENT[:3_000_000])
+    (tmp_path / ".file.eclip-partial").write_bytes(CONTENT[:3_000_000])
+    (tmp_path / "file.partial").write_bytes(b"mine")
     path = download.fetch(server.url + "file", tmp_path / "file", len(CONTENT), sha(CONTENT))
-    assert path.read_bytes() == CONTENT
+    assert path.read_bytes() == CONTENT and (tmp_path / "file.partial").read_bytes() == b"mine"
     assert server.requests == ["bytes=3000000-"]
 
 
@@ -94,7 +95,7 @@ def test_what_cannot_be_downloaded_says_why_and_leaves_nothing(server, tmp_path,
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(OSError, match="connection closed after"):
         download.fetch(server.url + "file", tmp_path / "file", len(CONTENT), sha(CONTENT))
-    assert (tmp_path / "file.partial").exists()  # for the next attempt
+    assert (tmp_path / ".file.eclip-partial").exists()  # for the next attempt
 
 
 def test_a_full_disk_is_noticed_before_the_transfer(server, tmp_path, monkeypatch):
@@ -272,8 +273,9 @@ def test_without_a_network_one_sentence_comes_within_seconds(small_registry, mon
         (eclip.load_attention, "dino_vitbase16_pretrain.pth", "vit_base_patch16_224.dino"),
         (eclip.load_attention, "vit-b-300ep.pth.tar", "vit_base_patch16_224", "vit-b-300ep.pth.tar"),
         (eclip.load_attention, neither, "vit_small_patch14_dinov2.lvd142m"),
+        (eclip.Projection.find, "no projection pair at nobody/here, here or on the hub", "nobody/here", None),
     ):
-        with pytest.raises(ValueError, match=words) as error:
+        with pytest.raises((ValueError, OSError), match=words) as error:
             load(*arguments)
         assert "\n" not in str(error.value)
     assert time.time() - begin < 15

@@ -155,11 +155,13 @@ def test_a_folder_of_all_sorts_loses_nothing(photos):
         picture.save(photos / f"{kind}.{kind}")
     picture.save(photos / "other.jfif", "JPEG"), picture.save(photos / "photo1.png")
     (photos / "broken.jpg").write_bytes((photos / "photo0.jpg").read_bytes()[:700])
+    (photos / "empty.png").write_bytes(b"")
     (photos / "._photo0.jpg").write_bytes(b"shadow"), (photos / "notes.doc").write_bytes(b"")
     before, out = content(photos), photos / "out"
     with pytest.warns(UserWarning, match="left out, no pictures by .*: 1 files .notes.doc"):
         result = run(photos, TEXTS[0], "--out", out, "--json", out / "s.json", "--npz", out / "m.npz")
     assert result.exit_code and "broken.jpg cannot be read as an image" in str(result.exception)
+    assert str(result.exception).endswith("; nor can empty.png, of 12 pictures")
     assert len(list(out.glob("*.png"))) == 10 == len(json.loads((out / "s.json").read_text()))
     assert len(np.load(out / "m.npz")) == 21  # maps and raw scores, and the texts
     with pytest.raises(ValueError, match="would be written over"):

@@ -90,6 +90,8 @@ def notebook(path, source):
 def test_a_killed_reproduction_goes_on_at_the_notebook_it_was_in(tmp_path):
     save = "import pathlib, time\npath = pathlib.Path(out, '{0}.csv')\npath.with_suffix('.begun').touch()\n"
     save += "time.sleep({1})\npath.write_text('{0}')"
+    mine = tmp_path / "run" / "notebooks" / "01_part.partial.ipynb"
+    files.write(mine, "mine"), files.write(tmp_path / "run" / ".lock", "mine")
     for number, wait in ((0, 0), (1, 6), (2, 0)):
         notebook(tmp_path / f"0{number}_part.ipynb", save.format(number, wait))
     code = "import pathlib\nfrom eclip_lib.commands import notebooks\n"
@@ -101,6 +103,7 @@ def test_a_killed_reproduction_goes_on_at_the_notebook_it_was_in(tmp_path):
     again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "{'00_part': 'skipped', '01_part': 'done', '02_part':" in again
     assert [(tmp_path / "run" / f"{n}.csv").read_text() for n in range(3)] == ["0", "1", "2"]
+    assert mine.read_text() == (tmp_path / "run" / ".lock").read_text() == "mine"
 
 
 @pytest.mark.parametrize("views, shared", [(2, False), (2, True), (1, False)])
@@ -154,6 +157,23 @@ def test_a_killed_worker_is_one_sentence(tmp_path, monkeypatch):
     train = ["train", *TRAIN[:1], tmp_path / "pair.safetensors", *TRAIN[1:-1], 1, "--cache", tmp_path]
     for command in (train, [*EVALUATE, "--workers", 1]):
         assert "a process that decodes images was killed" in run(monkeypatch, *command)
+
+
+def test_a_ray_that_does_not_start_is_one_sentence(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: 1 / 0)
+    said = run(monkeypatch, *EVALUATE, "--limit", "2", "--ray", "2", "--out", tmp_path)
+    assert "Ray did not start (division by zero); run without --ray" in said
+
+
+def test_a_name_is_set_aside_under_a_name_that_nobody_has(tmp_path):
+    files.write(tmp_path / "a.replaced-1", "mine"), (tmp_path / "a.replaced-2").symlink_to("gone")
+    for content in ("one", "two"):
+        files.write(tmp_path / "a", content)
+        files.set_aside(tmp_path / "a")
+    kept = {path.name: path.read_text() for path in tmp_path.iterdir() if path.exists()}
+    assert kept == {"a.replaced-1": "mine", "a.replaced-3": "one", "a.replaced-4": "two"}
 
 
 def test_the_same_seed_gives_the_same_numbers(tmp_path):

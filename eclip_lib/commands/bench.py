@@ -176,7 +176,7 @@ def run(device="cpu", out=None):
         out = outputs.named(out, ".csv")
         beside = [out.with_name("agreement.csv"), out.with_name("growth.csv")]
         outputs.require_free(
-            [out], unnamed=dict(zip(beside, ("setting,mIoU,mSC", "step,size,work"), strict=True))
+            [(out, outputs.BENCH), *zip(beside, (outputs.AGREEMENT, outputs.GROWTH), strict=True)]
         )
     table = bench(device)
     for path, part in (

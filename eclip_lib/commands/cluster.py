@@ -54,7 +54,11 @@ def scatter(setup, count, done, what, workers, gpus=0):
     if not todo:
         return
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        except Exception as error:
+            said = f"Ray did not start ({str(error)[:150]}); run without --ray, or name a cluster"
+            raise ValueError(f"{said} by RAY_ADDRESS") from error
     errors = {}
     with tqdm(total=len(todo), desc=what, unit="part") as bar:
         _pool(setup, todo, workers, gpus, RETRIES, errors, bar)
@@ -125,7 +129,7 @@ def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_siz
         raise ValueError(f"{folder} holds rows of another evaluation; name another folder, or empty it")
     if not note:  # parts without a whole note are of nobody knows what
         old = list(folder.glob("[0-9][0-9][0-9][0-9][0-9].csv"))
-        outputs.require_free([], unnamed=dict.fromkeys(old, outputs.ROWS))
+        outputs.require_free([(path, outputs.ROWS) for path in old])
         for path in old:
             path.unlink()
     files.write(folder / "about.json", files.as_json(about))

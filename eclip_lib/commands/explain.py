@@ -21,7 +21,7 @@ from ..networks.loading import load_clip
 from . import outputs
 from .pictures import PIXELS, WRITABLE, parts, pictures, targets
 
-MARK, NOTE = "eclip explain", "eclip"  # what a PNG says of itself: that it is an overlay, and what made it
+MARK, NOTE = outputs.OVERLAY, "eclip"  # what a PNG says of itself: that it is an overlay, and what made it
 MAPPED_BY = ("datasets/base.py", "method.py", "projection.py", "networks", "explainers")
 DRAWN_BY = (*MAPPED_BY, "plots.py", "viewer.py", "commands/explain.py")
 
@@ -148,20 +148,20 @@ def run(
     it is named in a ValueError at the end, when all else is written."""
     require_texts(texts)
     _require_look(alpha, colormap, batch_size)
-    paths, methods = pictures(photo), list(dict.fromkeys(word.strip() for word in method.split(",")))
+    paths, methods = pictures(photo), files.names(method, "--method")
     kinds, ends = (PIXELS, parts(methods, texts)) if bare else (WRITABLE, ("",))
-    places, typed = targets(paths, out, kinds, ends)
+    places = targets(paths, out, kinds, ends)
     json, npz = json and outputs.named(json, ".json"), npz and outputs.named(npz, ".npz")
     weights = files_of(options.get("pretrained"), options.get("projection"))
-    overlays = dict.fromkeys(itertools.chain(*places.values()), MARK)
-    wanted = [*(overlays if typed else ()), *filter(None, (json, npz))]
-    outputs.require_free(wanted, [*paths, *weights], {} if typed else overlays)
+    wanted = [(place, MARK) for place in itertools.chain(*places.values())]
+    wanted += [(json, outputs.SCORES)] * bool(json) + [(npz, outputs.MAPS)] * bool(npz)
+    outputs.require_free(wanted, [*paths, *weights])
     if said := viewer.limits(options["network"]):
         warnings.warn(said, stacklevel=2)
     clip, explainers = open_methods(methods=methods, **options)
     identities = [getattr(explainer, "identity", None) for explainer in explainers.values()]
     settings = [texts, clip.identity, identities, bare, alpha, colormap, files.code_digest(*DRAWN_BY)]
-    made, scores, arrays, broken = {}, {}, {}, []
+    made, scores, arrays, broken = {}, {}, {}, {}
     keys = {path: files.digest([files.digest(path), settings]) for path in paths if os.access(path, os.R_OK)}
     for path, key in keys.items() if all(identities) else ():
         notes = [_note_of(place) for place in places[path]]
@@ -173,7 +173,7 @@ def run(
     todo = [path for path in paths if npz or path not in made]
     for path, view in explain(todo, texts, clip, explainers, batch_size):
         if isinstance(view, Exception):
-            broken.append(view)
+            broken[path] = view
             continue
         scores[path] = [round(float(cosine), 6) for cosine in view.cosines]
         if path not in made:
@@ -182,12 +182,13 @@ def run(
             made[path] = places[path]
         if npz:
             arrays |= view.arrays(os.fsencode(path).decode("utf-8", "replace"))
-    if json:
+    if json and scores:
         every = {str(path): dict(zip(texts, scores[path], strict=True)) for path in paths if path in scores}
         files.write(json, files.as_json(every))
-    if npz:
+    if arrays:
         write_npz(npz, {**arrays, "texts": np.array(texts)})
     if broken:
-        rest = f" (and {len(broken) - 1} more of {len(paths)})" if len(broken) > 1 else ""
-        raise ValueError(f"{broken[0]}{rest}")
+        first, *others = broken.values()
+        names = files.few([path.name for path in broken][1:])
+        raise ValueError(f"{first}" + (f"; nor can {names}, of {len(paths)} pictures" if others else ""))
     return [place for path in paths if path in made for place in made[path]]

@@ -208,7 +208,7 @@ def run_notebook(path, target, parameters, bar=False):
 
 def _execute(run, path, target, key, parameters):
     target.parent.mkdir(parents=True, exist_ok=True)
-    begin, unfinished = time.time(), target.with_suffix(".partial.ipynb")
+    begin, unfinished = time.time(), target.with_name(f".{path.stem}.eclip-partial.ipynb")
     try:
         run_notebook(path, unfinished, parameters, {"desc": path.stem})
     except Exception as error:

@@ -1,11 +1,28 @@
-"""What a command will write, looked at before any work."""
+"""What a command will write, looked at before any work; docs/using.md says what becomes of files that are
+there."""
 
+import mimetypes
+import mmap
 import os
+import re
+import warnings
 from pathlib import Path
 
 from .. import files
+from ..datasets.tars import PICTURES
+from ..networks.checkpoints import SUFFIXES
 
-ROWS = "image_id,class_name,"  # what rows of an evaluation begin with
+# by what a file of ours is known again
+ROWS = "image_id,class_name,"
+CURVE = "epoch,loss,lr,seconds"
+PAIR = r'"projection":"\{\\"reads'
+OVERLAY = "eclip explain"
+SCORES = r'\A\{\n "[^\n]*": \{\n  "[^\n]*": -?\d'
+MAPS = r"(?s)/grid\.npy.*texts\.npy"
+BENCH, AGREEMENT, GROWTH = "what,unit,ours,reference", "setting,mIoU,mSC", "step,size,work"
+# endings of files, whoever writes them
+KNOWN = {*SUFFIXES, *(f".{kind}" for kind in PICTURES), ".npz", ".npy", ".yaml", ".ipynb", ".parquet"}
+KNOWN |= mimetypes.MimeTypes().types_map[True].keys()
 
 
 def named(word, *kinds) -> Path:
@@ -18,14 +35,33 @@ def named(word, *kinds) -> Path:
     return path
 
 
-def require_free(outputs, inputs=(), unnamed=None):
+def folder(word) -> Path:
+    """The path of a folder that a user wants filled. Raises ValueError where it ends like a file."""
+    path = files.place(word)
+    if not path.exists() and path.suffix.lower() in KNOWN:
+        raise ValueError(f"{path} ends like a file, but is to be a folder; name it {path.stem}")
+    return path
+
+
+def replace(path, data, *beside):
+    """Write what was long in the making: where another one is there, it and the files `beside` it stay under
+    further names, which is said."""
+    old, data = Path(os.path.realpath(path)), data.encode() if isinstance(data, str) else data
+    if old.is_file() and old.read_bytes() not in (b"", data):
+        kept = [files.set_aside(file) for file in (old, *beside) if file.is_file()]
+        warnings.warn(f"another {path} was there; it is kept as {kept[0].name}", stacklevel=3)
+    files.write(path, data)
+
+
+def require_free(outputs, inputs=()):
     """What will be written takes no file's place that is read, nor each other's, nor a stranger's; folders
     are made.
 
-    outputs: paths of files. inputs: all files that are read. unnamed: further outputs, which the command
-    names, not its user: {path: a text that is in every earlier one}. Raises ValueError where an output is an
-    input, another output or of unknown origin, OSError where it cannot be written."""
-    outputs, seen = [Path(output) for output in (*outputs, *(unnamed or ()))], set()
+    outputs: paths, or (path, a pattern that is in every earlier file of ours there). inputs: all files that
+    are read. Raises ValueError where an output is an input, another output or of unknown origin, OSError
+    where it cannot be written."""
+    marked = [one if isinstance(one, tuple) else (one, "") for one in outputs]
+    outputs, seen = [Path(path) for path, _ in marked], set()
     for output in outputs:
         if len(os.fsencode(output.name)) > 255:
             raise ValueError(f"{output.name[:40]}…: the name is too long for a file; give a shorter one")
@@ -40,10 +76,10 @@ def require_free(outputs, inputs=(), unnamed=None):
     for path in inputs if there else ():
         if output := there.get(_node(path)):
             raise ValueError(f"{output} is an input and would be written over; name another output")
-    for path, mark in (unnamed or {}).items():
-        if path.is_file() and mark.encode() not in path.read_bytes():
+    for path, (_, mark) in zip(outputs, marked, strict=True):
+        if not _bears(path, mark):
             said = f"{path} is there, is not of this command and would be written over"
-            raise ValueError(f"{said}; name another --out")
+            raise ValueError(f"{said}; name another place")
     for output in outputs:
         folder = next(folder for folder in output.absolute().parents if folder.exists())
         if not folder.is_dir():
@@ -60,6 +96,14 @@ def require_run(folder, outputs):
     if foreign and not Path(folder, "run.json").exists():
         said = f"{foreign[0]} is there, but no run.json beside it: no run of ours"
         raise ValueError(f"{said}; name another --out")
+
+
+def _bears(path, mark):
+    """Whether a file bears a mark, or there is nothing to lose."""
+    if not path.is_file() or not path.stat().st_size:
+        return True
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return bool(re.search(mark.encode(), content))
 
 
 def _node(path):

@@ -63,7 +63,7 @@ def train(data, out, model, cache="runs/cache", **wanted):
     out, source = outputs.named(out, ".safetensors"), load_pairs(data)
     curve = out.with_suffix(".csv")
     weights = files_of(model["pretrained"], wanted.mask_checkpoint)
-    outputs.require_free([out], [*source.inputs, *weights], unnamed={curve: "epoch,loss,lr,seconds"})
+    outputs.require_free([(out, outputs.PAIR), (curve, outputs.CURVE)], [*source.inputs, *weights])
     rank = _join_ranks(model)
 
     def load():
@@ -75,7 +75,7 @@ def train(data, out, model, cache="runs/cache", **wanted):
     require_trainable(clip, wanted.pooling, wanted.batch_size, wanted.init)
     options = {"views": wanted.views, "seed": wanted.seed, "workers": wanted.workers}
     options["keep"] = wanted.views == 1  # of several the disk holds one at a time
-    folder = files.place(cache)
+    folder = outputs.folder(cache)
     lock = folder / f".{Path(clip.network).name}.lock"
     busy = f"another training is at work in {folder}, where views are dropped"
     busy += "; wait for it, or name another --cache"
@@ -90,7 +90,7 @@ def train(data, out, model, cache="runs/cache", **wanted):
         pair, history = train_pair(clip, cached, pooling, **wanted.settings, resume=state)
         if rank:
             return ""
-        pair.save(out)
+        outputs.replace(out, pair.as_bytes(), curve)
         files.write(curve, files.as_csv(history, index=False, float_format="%.6g"))
         if state:
             cached.drop(), state.unlink(missing_ok=True)

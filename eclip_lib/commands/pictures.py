@@ -34,18 +34,18 @@ def pictures(photo):
 
 
 def targets(paths, out, kinds=WRITABLE, parts=("",)):
-    """Where each picture's overlays go -> ({picture: [a target for each of `parts`, the ends of their
-    names]}, whether the user named it). `out`: a file, or a folder for several."""
+    """Where each picture's overlays go -> {picture: [a target for each of `parts`, the ends of their
+    names]}. `out`: a file, or a folder for several."""
     out = files.place(out)
-    if not out.is_dir() and out.suffix.lower().lstrip(".") in (*PICTURES, "json", "npz", "pdf", "svg"):
+    if not out.is_dir() and out.suffix.lower() in outputs.KNOWN:
         out = outputs.named(out, *kinds)
     is_file = out.suffix.lower() in WRITABLE and not out.is_dir()
     if is_file and len(paths) == 1 == len(parts) and out != DEFAULT:
-        return {paths[0]: [out]}, True
+        return {paths[0]: [out]}
     stem, folder, suffix = (f"{out.stem}-", out.parent, out.suffix) if is_file else ("", out, ".png")
     words = [out.stem] if is_file and len(paths) == 1 else [f"{stem}{word}" for word in _words(paths)]
     places = [[folder / f"{word}{part}{suffix}" for part in parts] for word in words]
-    return dict(zip(paths, places, strict=True)), False
+    return dict(zip(paths, places, strict=True))
 
 
 def _words(paths):

@@ -138,6 +138,7 @@ def require_free(run, books, training):
                 f"--out {files.few([run.out])} lies in the repository's own {place.name}, which runs are "
                 "compared with; name a folder of its own, like runs/mine"
             )
+    outputs.folder(run.out)
     known = run.record.read()
     names = () if known.get("dropped") else ("networks", "datasets", "limit", "limit_pairs")
     other = [name for name in names if known.get("settings", {}).get(name, own := getattr(run, name)) != own]

@@ -15,7 +15,7 @@ def promote(profile="demo", out=None, into=None, partial=False):
     Raises FileNotFoundError where nothing is there, ValueError where the run is not whole; `partial` copies
     it all the same, and marks its `run.json`."""
     run = load_profile(profile, device="cpu", out=out)
-    into = files.REPOSITORY / "results" / run.name if into is None else files.place(into)
+    into = files.REPOSITORY / "results" / run.name if into is None else outputs.folder(into)
     found = [path for kind, suffix in KINDS.items() for path in (run.out / kind).glob(f"[!.]*.{suffix}")]
     if not found:
         command = f"eclip reproduce --profile {profile}"

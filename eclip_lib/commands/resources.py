@@ -9,6 +9,7 @@ import pandas as pd
 from .. import downloads, files
 from ..datasets import load_dataset
 from ..networks import checkpoints
+from . import outputs
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def _dataset(run, name):
         count = len(load_dataset(name, root))
         state = "present" if count >= about["images"] else f"partial: {count} of {about['images']} images"
     except (OSError, ValueError) as error:
-        found = any((root / mark).exists() for mark in about["marks"]) or any(root.glob("*.partial"))
+        found = any((root / mark).exists() for mark in about["marks"]) or any(root.glob(".*.eclip-partial"))
         state = f"partial: {str(error).splitlines()[0]}" if found else "missing"
     if state == "present" and wrong:
         state = f"partial: {len(wrong)} files are not as they came, e.g. {wrong[0]}"
@@ -128,7 +129,7 @@ def _weights(name, network):
         size = path.stat().st_size
         state = "present" if size == about.get("bytes", size) else "partial: another size than it should have"
     else:
-        broken = path.with_name(name + ".partial").exists()
+        broken = downloads.partial_of(path).exists()
         state = "partial: a broken transfer" if broken else "missing"
     how = "" if state == "present" else f"eclip data fetch {name}"
     checked = "size, not content" if "bytes" in about else "nothing is published to check it by"
@@ -157,7 +158,7 @@ def fetch(name, root):
     if "files" not in about:
         steps = about["steps"].format(root=root)
         return f"{name} cannot be downloaded by a program alone ({about['licence']}):\n{steps}"
-    root = files.place(root)
+    root = outputs.folder(root)
     todo = [file for file in about["files"] if not _as_it_came(file, root)]
     # an archive and what comes out of it lie side by side for a while
     downloads.require_space(root, 2 * sum(file["bytes"] for file in todo), name)

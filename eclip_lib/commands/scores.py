@@ -26,7 +26,7 @@ def measure(
 
     ray: so many Ray workers, 0 for none. measures: comma-separated, of `SAID`; slide, ensemble: see
     `Segmentation`. ECLIP's pair is `Run.load_pair`'s."""
-    asked = [word.strip() for word in measures.split(",")]
+    asked = files.names(measures, "--measures")
     if unknown := set(asked) - set(SAID):
         raise ValueError(f"--measures: no {files.few(sorted(unknown))}; there are {', '.join(SAID)}")
     if (slide or ensemble) and not {"argmax", "argmax_background"} & set(asked):
@@ -46,10 +46,10 @@ def measure(
         return word.replace("/", "-")
 
     if out:
-        out = files.place(out)
-        rows = [out / f"{stem(network, name)}.csv" for network in run.networks for name in run.datasets]
-        read = files_of(run.pretrained, run.projection)
-        outputs.require_free([], read, unnamed=dict.fromkeys(rows, outputs.ROWS))
+        out = outputs.folder(out)
+        places = [out / f"{stem(network, name)}.csv" for network in run.networks for name in run.datasets]
+        rows = [(place, outputs.ROWS) for place in places]
+        outputs.require_free(rows, files_of(run.pretrained, run.projection))
     for network in run.networks:
 
         def load(network=network):
@@ -67,7 +67,7 @@ def measure(
             else:
                 rows = evaluate({method: explain}, dataset, clip, run.workers, run.batch_size, **options)
             if out:
-                files.write(out / f"{stem(network, name)}.csv", files.as_csv(rows, index=False))
+                outputs.replace(out / f"{stem(network, name)}.csv", files.as_csv(rows, index=False))
             yield f"{clip.title} {name} {method}: {in_words(summarize(rows, seed=run.seed), asked)}"
 
 

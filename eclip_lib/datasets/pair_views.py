@@ -107,6 +107,8 @@ def usable(items, left_out):
     for key, payload, caption in items:
         if payload is None:
             left_out.add("without a picture", key)
+        elif payload is False:
+            left_out.add("with several pictures", key)
         elif caption is None:
             left_out.add("with a caption that is not UTF-8", key)
         elif not caption:

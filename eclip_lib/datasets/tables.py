@@ -16,12 +16,13 @@ def rows(path):
     if not path.is_file():
         raise FileNotFoundError(f"no table of image-caption pairs at {path}")
     text = files.read_text(path)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a field may be as long as its file
     lines = [(number, line) for number, line in enumerate(re.split("\r\n|\r|\n", text), 1) if line.strip()]
     separator = "\t" if lines and "\t" in lines[0][1] else ","
     found = _quoted(text, separator) or [(number, _fields(line, separator)) for number, line in lines]
     columns = [name.strip() for name in found[0][1]] if found else []
     if not columns.count("filepath") == columns.count("title") == 1:
-        said = f"{path}: needs the columns filepath and title once each, has {files.few(columns)}"
+        said = f"{path}: needs the columns filepath and title once each, has {files.few(columns) or 'none'}"
         raise ValueError(f"{said} (separator {separator!r})")
     for number, row in found[1:]:
         if len(row) < len(columns) or any(field.strip() for field in row[len(columns) :]):

@@ -116,8 +116,9 @@ class WebPairs:
 
     def read(self, part):
         for key, sample in islice(samples(part), self.cut.get(part)):
-            picture = next((sample[kind] for kind in PICTURES if kind in sample), None)
-            yield key, (key, picture) if picture else None, caption(sample)
+            found = [sample[kind] for kind in PICTURES if kind in sample]
+            payload = (key, found[0]) if len(found) == 1 and found[0] else None
+            yield key, False if found[1:] else payload, caption(sample)
 
     def open(self, payload):
         key, data = payload

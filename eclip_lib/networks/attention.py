@@ -18,9 +18,10 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import nn
 
 from .. import files
+from ..downloads import hub
 from ..method import ImageFeatures
 from . import demo
-from .checkpoints import hub, obtain, registered, registry
+from .checkpoints import obtain, registered, registry
 from .encoders import residual_block, vit_tokens
 from .state_dicts import load_into, read_checkpoint
 
@@ -193,7 +194,7 @@ def _encoder_state(state):
     or a classifier."""
     if any("_encoder." in name for name in state):
         state = moco_v3_state(state)
-    others = ("head.", "fc_norm.", "decoder_", "mask_token", "predictor.")
+    others = ("head.", "fc_norm.", "decoder_", "mask_token", "masked_embed", "predictor.")
     return {name: tensor for name, tensor in state.items() if not name.startswith(others)}
 
 

@@ -4,13 +4,9 @@ Files that `registry.yaml` names (OpenAI's CLIPs, DINO, MoCo v3) live in one fol
 `data/weights`."""
 
 import os
-import urllib.error
-import urllib.request
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import huggingface_hub
 import yaml
 
 from .. import downloads, files
@@ -54,25 +50,6 @@ def obtain(name, check=False):
             "downloaded; put the file there, set ECLIP_WEIGHTS to the folder that has it, or take random "
             f"weights (pretrained None): {error}"
         ) from error
-
-
-@contextmanager
-def hub():
-    """Other libraries' downloads from the Hugging Face hub: one short look whether it answers, else their
-    cache alone, instead of a minute of retries."""
-    before, offline = huggingface_hub.constants.HF_HUB_OFFLINE, False
-    look = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
-    try:
-        urllib.request.urlopen(look, timeout=5).close()
-    except urllib.error.HTTPError:
-        pass  # it answers
-    except OSError:
-        offline = True
-    huggingface_hub.constants.HF_HUB_OFFLINE = before or offline
-    try:
-        yield
-    finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def is_path(pretrained):

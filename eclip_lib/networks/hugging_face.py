@@ -10,7 +10,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from .. import files
-from .checkpoints import BESIDE, hub
+from ..downloads import hub
+from .checkpoints import BESIDE, SUFFIXES
 
 HUB, LOCAL = "hf-hub:", "local-dir:"
 # what a folder of Hugging Face's holds, the best first; beside an index lie the shards that it names
@@ -21,6 +22,14 @@ WEIGHTS = [name + suffix for name in FILES for suffix in ("", ".index.json")]
 def has_scheme(name):
     """Whether a network or its weights are named by a folder: `hf-hub:org/model` or `local-dir:path`."""
     return isinstance(name, str) and name.startswith((HUB, LOCAL))
+
+
+def hint(word):
+    """The way out for a name that is none here but may be one of a folder or of a repository on the hub."""
+    if Path(word).is_dir():
+        return f"; the folder of a CLIP's files is {LOCAL}{word}"
+    like = re.fullmatch(r"\w[\w.-]{0,60}/[\w.-]{1,60}", word) and not word.endswith(SUFFIXES)
+    return f"; of the hub, write {HUB}{word}" if like else ""
 
 
 def folder_of(name, weights=False):

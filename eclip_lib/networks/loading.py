@@ -10,11 +10,12 @@ import open_clip
 import torch
 
 from .. import files
+from ..downloads import hub
 from . import demo
-from .checkpoints import hub, is_path, obtain, registered
+from .checkpoints import is_path, obtain, registered
 from .clip import Clip, own_weights
 from .encoders import resize_input
-from .hugging_face import WEIGHTS, folder_of, has_scheme, inside, reason, source, statistics_beside
+from .hugging_face import WEIGHTS, folder_of, has_scheme, hint, inside, reason, source, statistics_beside
 from .state_dicts import load_into, read_checkpoint
 
 
@@ -57,8 +58,7 @@ def load_clip(
     demo.register()
     if not has_scheme(network) and network not in open_clip.list_models():
         near = ", ".join(get_close_matches(network, open_clip.list_models(), 3) or demo.NETWORKS)
-        said = f"no network {files.few([network])!r}; near: {near}"
-        raise ValueError(f"{said} (open_clip.list_models() has them all)")
+        raise ValueError(f"no network {files.few([network])!r}; near: {near}{hint(network[:200])}")
     own = network in demo.NETWORKS
     if pretrained == "default" and not own:
         pretrained = network if has_scheme(network) else "openai"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from .. import files
-from .hugging_face import WEIGHTS, from_transformers, inside
+from .hugging_face import WEIGHTS, from_transformers, hint, inside
 
 # where programs keep a model's weights inside a checkpoint, the best first; of others, where most of them are
 CONTAINERS = "state_dict model_state_dict model teacher state_dict_ema model_ema ema module net".split()
@@ -57,16 +57,24 @@ def _parts(path):
     if path.is_dir():
         known = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
         if known is None:
-            raise FileNotFoundError(f"no checkpoint in the folder {path}; name the file")
+            raise FileNotFoundError(
+                f"no checkpoint in the folder {path}: none of {', '.join(WEIGHTS[::2])} is there; get it, "
+                "or name the file"
+            )
         path = known
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise FileNotFoundError(f"no checkpoint at {path}{hint(str(path))}")
     if not path.name.endswith(".index.json"):
         return [path]
     shards = inside(files.read_json(path), "weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise ValueError(f"{path} is no index of a checkpoint's shards; get it again")
-    return [part for name in sorted(set(shards.values())) for part in _parts(path.with_name(name))]
+    parts = [path.with_name(name) for name in sorted(set(shards.values()))]
+    if gone := [part.name for part in parts if not part.is_file()]:
+        raise FileNotFoundError(
+            f"{path} names {len(parts)} files; not there: {files.few(gone)}; get the folder again"
+        )
+    return parts
 
 
 def _document(path):

@@ -168,7 +168,7 @@ def _listed(value):
     none."""
     if not isinstance(value, str | list | tuple):
         raise ValueError(f"networks, datasets and what is left out are lists of names, not {value!r}")
-    names = [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else value
+    names = files.names(value, "networks and datasets") if isinstance(value, str) else value
     return [name for number, name in enumerate(names) if name not in names[:number]]
 
 
