@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..datasets import load_dataset
 from ..datasets.image_text import load_pairs
-from ..datasets.tars import samples
+from ..datasets.tars import count_keys
 from ..experiment import load_profile
 from ..files import REPOSITORY, cores
 from ..networks import checkpoints, demo
@@ -205,8 +205,8 @@ def _length(run, name):
 
 
 def pair_count(run, read=3):
-    """How many image-caption pairs a run trains on: those that are there, of tars `read` counted and the
-    others by their size; else as many as the registry says there were."""
+    """How many image-caption pairs a run trains on: those that are there, of tars `read` counted (one that
+    cannot be read has none) and the others by their size; else as many as the registry says there were."""
     found = _all_pairs(run, read)
     return min(found, run.limit_pairs or found)
 
@@ -222,9 +222,9 @@ def _all_pairs(run, read):
         return known.get("captions", known["images"])
     if kind != "web":
         return len(source)
-    size, some = (lambda parts: sum(os.path.getsize(part) for part in parts)), source.parts[:read]
-    counted = sum(1 for part in some for _ in samples(part))
-    return round(counted * size(source.parts) / size(some))
+    counted = {part: count_keys(part) for part in source.parts[:read]}
+    whole, read = (sum(map(os.path.getsize, p)) for p in (source.parts, filter(counted.get, counted)))
+    return round(sum(counted.values()) * whole / max(1, read))
 
 
 def crawl_plan(network="ViT-B-16", masks=2, rate=ASSUMED_RATE, picture=PICTURE, known=False):
