@@ -98,6 +98,16 @@ def test_parts_that_always_fail_are_named_and_stop_nothing(alone, tmp_path):
     }
 
 
+def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch):
+    def init(**options):
+        raise Exception("The current node timed out during startup.\nMore")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ValueError, match=r"^Ray did not start \(The current node timed out .*\); try again"):
+        cluster.scatter(None, 1, lambda number: False, "a job", 2)
+
+
 def test_evaluation_in_parts_equals_one_pass(tmp_path):
     def load(method="clip", **options):
         clip = eclip.load_clip("scenes-ViT-32", **options)

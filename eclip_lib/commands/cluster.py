@@ -53,7 +53,11 @@ def scatter(setup, count, done, what, workers, gpus=0):
     if not todo:
         return
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        except Exception as error:  # it has no class of its own for a start that takes too long
+            said = str(error).partition("\n")[0]
+            raise ValueError(f"Ray did not start ({said[:160]}); try again, or without --ray") from error
     errors = {}
     with tqdm(total=len(todo), desc=what, unit="part") as bar:
         _pool(setup, todo, workers, gpus, RETRIES, errors, bar)
