@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -65,16 +65,20 @@ class Rehearsal:
         self.profile = self.place / "paper-of-two.yaml"
         if not (again and self.profile.exists()):
             shutil.rmtree(self.place, ignore_errors=True)
-            self.timed("build", build, self.profile, tiny)
-        settings = yaml.safe_load(self.profile.read_text())
-        self.masks, self.training = settings["masks"], settings["training"]
+            self.timed("build", self.build)
+        self.settings = yaml.safe_load(self.profile.read_text())
         data, self.whole = f"{self.place}/data", self.place / "whole"
+        self.pair = self.whole / "pairs" / "ViT-B-32-ECLIP.safetensors"
         self.given = {"profile": self.profile, "root": data, "pairs": f"web:{data}/gcc3m/*.tar"}
         self.given |= {"device": "cpu", "workers": 1, "batch_size": 4, "limit": IMAGES - 1}
 
-    def timed(self, name, call, *arguments):
+    def build(self):
+        with ProcessPoolExecutor(1) as pool:  # its memory goes with it
+            pool.submit(build, self.profile, self.tiny).result()
+
+    def timed(self, name, call):
         begin = os.times()
-        call(*arguments)
+        call()
         took = [after - before for after, before in zip(os.times(), begin, strict=True)]
         self.seconds[name] = {"seconds": round(took[4], 1), "of a core": round(sum(took[:4]), 1)}
 
@@ -164,18 +168,14 @@ class Rehearsal:
 
     def train(self, name, *launcher, **given):
         """`eclip train` of ViT-B-32 -> its pair's file."""
-        network, _, checkpoint = self.masks["DINO"].partition("=")
+        network, _, checkpoint = self.settings["masks"]["DINO"].partition("=")
         masked = {"mask": network} | ({"mask_checkpoint": checkpoint} if checkpoint else {})
         pair = self.place / f"{name}.safetensors"
         words = [*launcher, "train", self.given["pairs"], pair]
-        recipe = {name: self.training[name] for name in ("views", "epochs", "batch_size", "lr")}
+        recipe = {name: self.settings["training"][name] for name in ("views", "epochs", "batch_size", "lr")}
         model = {"network": "ViT-B-32", "pretrained": "openai", "cache": self.place / name}
         self.call(*words, **model, **masked, **recipe, **given)
         return pair
-
-    @property
-    def pair(self):
-        return self.whole / "pairs" / "ViT-B-32-ECLIP.safetensors"
 
     def trained_alone(self):
         """`eclip train` gives notebook 05's pair."""
