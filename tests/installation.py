@@ -1,5 +1,5 @@
-"""A pretend installation for the paper profile: seeded weights, drawn pictures and captions, in the official file
-formats, names and layouts. Nothing is downloaded."""
+"""A pretend installation for the paper profile: seeded weights, drawn pictures and captions, in the official
+file formats, names and layouts. Nothing is downloaded."""
 
 import io
 import json
@@ -53,10 +53,11 @@ def build_datasets(root, rng):
 
 
 def build_pairs(folder, rng):
-    """GCC3M as img2dataset writes it: two shards with their sidecars; every eighth address is dead, so in the
-    table alone, one JPEG is broken, and one caption is in the .json alone."""
+    """GCC3M as img2dataset writes it: two shards with their sidecars, and one cut off between them; every
+    eighth address is dead, so in the table alone, one JPEG is broken, and one caption is in the .json
+    alone."""
     folder.mkdir(parents=True)
-    for shard in range(2):
+    for shard in (0, 2):
         lines = []
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
             for k in range(PAIRS // 2):
@@ -85,11 +86,13 @@ def build_pairs(folder, rng):
         pd.DataFrame(lines).astype({"error_message": str}).to_parquet(folder / f"{shard:05d}.parquet")
         counts = {"count": len(lines), "successes": sum(line["status"] == "success" for line in lines)}
         (folder / f"{shard:05d}_stats.json").write_text(json.dumps(counts))
+    (folder / "00001.tar").write_bytes((folder / "00000.tar").read_bytes()[:9000])
 
 
 def build_weights(folder, tiny):
-    """OpenAI's TorchScript archives in half precision with their three stamps, DINO's bare state dict and MoCo
-    v3's training checkpoint, at seeded weights -> the masks of the profile."""
+    """OpenAI's TorchScript archives in half precision with their three stamps, a checkpoint of open_clip's
+    trainer, DINO's bare state dict and MoCo v3's training checkpoint, at seeded weights -> the profile's
+    masks."""
     import open_clip
     import timm
 
@@ -102,6 +105,8 @@ def build_weights(folder, tiny):
     for seed, network in enumerate(NETWORKS):
         torch.manual_seed(seed)
         archive(open_clip.create_model(network), folder / f"{network}.pt")
+    state = {f"module.{name}": t for name, t in open_clip.create_model(network).state_dict().items()}
+    torch.save({"epoch": 32, "name": "scratch", "state_dict": state}, folder / "epoch_32.pt")
     vit = "vit_tiny_patch16_224" if tiny else "vit_base_patch16_224"
     dino, moco = folder / "dino_vitbase16_pretrain.pth", folder / "vit-b-300ep.pth.tar"
     torch.save(timm.create_model(vit, num_classes=0).state_dict(), dino)
@@ -134,15 +139,14 @@ def archive(model, path):
             file.writestr(fill or "first", bytes(lacking if fill else 0))
 
 
-def build(place, tiny):
-    """The installation under `place` -> (the profile: the paper's with two networks, for tiny ones with small
-    masks as well; its settings)."""
-    rng = np.random.default_rng(0)
+def build(profile, tiny):
+    """The installation around the file of a profile: the paper's with two networks, and for tiny ones with
+    small masks as well."""
+    rng, place = np.random.default_rng(0), profile.parent
     build_datasets(place / "data", rng)
     build_pairs(place / "data" / "gcc3m", rng)
     masks = build_weights(place / "weights", tiny)
     settings = yaml.safe_load((REPOSITORY / "eclip_lib" / "profiles" / "paper.yaml").read_text())
     settings |= {"networks": NETWORKS} | ({"masks": masks} if tiny else {})
-    profile = place / "paper-of-two.yaml"
+    settings["scratch"] = {NETWORKS[-1]: f"{place}/weights/epoch_32.pt"}
     profile.write_text(yaml.safe_dump(settings, sort_keys=False))
-    return profile, settings

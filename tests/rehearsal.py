@@ -3,8 +3,8 @@ researcher, and each route to the same numbers.
 
     python tests/rehearsal.py [--tiny] [FOLDER]        make rehearse
 
-`--tiny`: small networks of the same two architectures under the same names, whose open_clip configurations lie
-beside their weights; `--quick`: the routes of `make test`."""
+`--tiny`: small networks of the same two architectures under the same names, whose open_clip configurations
+lie beside their weights; `--quick`: the routes of the test suite."""
 
 import argparse
 import json
@@ -15,19 +15,24 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from installation import DATASETS, IMAGES, NETWORKS, PAIRS, build
+import yaml
+from installation import DATASETS, IMAGES, NETWORKS, build
 from safetensors.torch import load_file
 
 from eclip_lib.files import REPOSITORY
 
 BIN, NOTEBOOKS = Path(sys.executable).parent, REPOSITORY / "notebooks"
-FOREIGN = re.compile(r"\b(demo|scenes?|rendered|mini)\b|not\s+comparable", re.IGNORECASE)  # words of the demo
-OF_THE_DEMO = {"views", "clip_seeds", "shift_controlled"}  # tables that only rendered scenes can fill
+KEYS = ["dataset", "network", "method"]
+FOREIGN = re.compile(
+    r"\b(?:demo|scenes?|rendered|mini)\b|not\s+comparable", re.IGNORECASE
+)  # words of the demo
+# tables that only rendered scenes can fill, or a coarse and a fine ViT
+NOT_HERE = {"views", "clip_seeds", "shift_controlled", "finer_grid"}
 
 
 def outputs(path):
@@ -45,65 +50,97 @@ def same(ours, theirs, name):
 
 
 def close(ours, theirs, tolerance):
-    """Two pairs of the same weights, on average: where a gradient is 0 but for rounding, AdamW steps anyhow."""
+    """Two pairs of the same weights, on average: where a gradient is but rounding, AdamW steps anyhow."""
     ours, theirs = load_file(ours), load_file(theirs)
     apart = {name: float((ours[name] - tensor).abs().mean()) for name, tensor in theirs.items()}
     assert max(apart.values()) <= tolerance, apart
 
 
 class Rehearsal:
-    """An installation under `place`, emptied first, and the routes through it; `seconds` of each step."""
+    """An installation under `place`, emptied first unless `again`, and the routes through it, timed."""
 
-    def __init__(self, place, tiny=False):
+    def __init__(self, place, tiny=False, again=False):
         logging.disable()  # open_clip says that random weights are random
         self.place, self.tiny, self.seconds = Path(place).resolve(), tiny, {}
-        shutil.rmtree(self.place, ignore_errors=True)
-        self.profile, settings = self.timed("build", build, self.place, tiny)
-        self.masks, self.training = settings["masks"], settings["training"]
-        self.data, self.whole = f"{self.place}/data", self.place / "whole"
-        self.given = {"profile": self.profile, "root": self.data, "pairs": f"web:{self.data}/gcc3m/*.tar"}
+        self.profile = self.place / "paper-of-two.yaml"
+        if not (again and self.profile.exists()):
+            shutil.rmtree(self.place, ignore_errors=True)
+            self.timed("build", self.build)
+        self.settings = yaml.safe_load(self.profile.read_text())
+        data, self.whole = f"{self.place}/data", self.place / "whole"
+        self.pair = self.whole / "pairs" / "ViT-B-32-ECLIP.safetensors"
+        self.given = {"profile": self.profile, "root": data, "pairs": f"web:{data}/gcc3m/*.tar"}
         self.given |= {"device": "cpu", "workers": 1, "batch_size": 4, "limit": IMAGES - 1}
 
-    def timed(self, name, call, *arguments):
-        begin = time.perf_counter()
-        found = call(*arguments)
-        self.seconds[name] = round(time.perf_counter() - begin, 1)
-        return found
+    def build(self):
+        with ProcessPoolExecutor(1) as pool:  # its memory goes with it
+            pool.submit(build, self.profile, self.tiny).result()
 
-    def call(self, *words, **given):
-        """A program of this environment, its options by name -> what it printed. Raises RuntimeError."""
+    def timed(self, name, call):
+        begin = os.times()
+        call()
+        took = [after - before for after, before in zip(os.times(), begin, strict=True)]
+        self.seconds[name] = {"seconds": round(took[4], 1), "of a core": round(sum(took[:4]), 1)}
+
+    def started(self, *words, **given):
+        """A program of this environment, its options by name -> `Popen`."""
         options = [word for name, v in given.items() for word in (f"--{name.replace('_', '-')}", str(v))]
         environment = os.environ | {"ECLIP_WEIGHTS": str(self.place / "weights"), "TQDM_DISABLE": "1"}
         command = [str(BIN / words[0]), *map(str, words[1:]), *options]
-        done = subprocess.run(command, cwd=self.place, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: {(done.stdout + done.stderr)[-3000:]}")
-        return done.stdout
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=self.place, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    def call(self, *words, **given):
+        """`started` and ended -> what it printed. Raises RuntimeError."""
+        process = self.started(*words, **given)
+        printed, said = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(process.args)}: {(printed + said)[-3000:]}")
+        return printed
 
     # ------------------------------------------------------------------ the whole profile
 
     def announced(self):
         """`eclip data status` and the dry run name everything that the run needs, and find it."""
-        status = self.call("eclip", "data", "status", **self.given)
-        printed = self.call("eclip", "reproduce", "--dry-run", **self.given)
-        for text in (status, printed):
-            assert " missing " not in text and all(network in text for network in NETWORKS), text
-        assert all(name in status for name in (*DATASETS, "RN50.pt", "ViT-B-32.pt")), status
+        named = {"data status": (*DATASETS, "RN50.pt", "ViT-B-32.pt"), "reproduce --dry-run": NETWORKS}
+        for words, names in named.items():
+            text = self.call("eclip", *words.split(), **self.given)
+            assert " missing " not in text and all(name in text for name in names), text
 
     def complete(self):
         """Every notebook runs, writes its tables, and says nothing of the demo's world."""
         self.call("eclip", "reproduce", out=self.whole, **self.given)
-        made = {path.stem for path in (self.whole / "tables").glob("*.csv")}
-        named = (NOTEBOOKS.parent / "results" / "demo" / "tables").glob("*.csv")
-        wanted = {path.stem for path in named} - OF_THE_DEMO
-        assert not wanted - made, f"tables that are missing: {sorted(wanted - made)}"
-        said = {path.name: outputs(path) for path in (self.whole / "notebooks").glob("*.ipynb")}
-        said |= {path.name: path.read_text() for path in (self.whole / "tables").glob("*.csv")}
-        said["report.md"] = (self.whole / "report.md").read_text()
-        found = {name: sorted({match[0] for match in FOREIGN.finditer(text)}) for name, text in said.items()}
+        tables = list((self.whole / "tables").glob("*.csv"))
+        wanted = {path.stem for path in (REPOSITORY / "results" / "demo" / "tables").glob("*.csv")}
+        assert wanted - NOT_HERE <= {path.stem for path in tables}, tables
+        small = self.table("table_4")["method"].str.startswith("CLIP from random weights")
+        assert small.sum() == len(DATASETS)
+        said = {path.name: path.read_text() for path in (*tables, self.whole / "report.md")}
+        said |= {path.name: outputs(path) for path in (self.whole / "notebooks").glob("*.ipynb")}
+        found = {name: sorted(set(FOREIGN.findall(text))) for name, text in said.items()}
         assert not any(found.values()), f"words of the demo: { {n: w for n, w in found.items() if w} }"
 
+    def table(self, name, run="whole"):
+        return pd.read_csv(self.place / run / "tables" / f"{name}.csv")
+
     # ------------------------------------------------------------------ single parts, which give the same
+
+    def photos(self):
+        """What `make photos` does after its download, killed in the middle: the numbers of the whole run, and
+        the paper's beside them."""
+        given = self.given | {"profile": "photos", "out": self.place / "photos"}
+        del given["pairs"]
+        broken = self.started("eclip", "reproduce", **given)
+        while broken.poll() is None and not list(self.place.glob("photos/rows/*/*/*.csv")):
+            time.sleep(0.1)
+        broken.kill(), broken.communicate()
+        self.call("eclip", "reproduce", **given)
+        for name in ("table_1", "table_2", "later_methods"):
+            ours = self.table(name, "photos").query("dataset != 'average'")
+            same(ours, self.table(name).merge(ours[KEYS]), f"photos, {name}")
+        printed = self.call("python", "-m", "eclip_lib.studies.quoted", self.place / "photos")
+        for word in ("mIoU (difference)", "RCLIP", "Grad-CAM", "Bi-Model"):
+            assert word in printed, printed
 
     def networks_apart(self):
         """A network at a time, side by side into one folder, then joined: the tables of the whole run."""
@@ -116,9 +153,8 @@ class Rehearsal:
         with ThreadPoolExecutor(2) as threads:
             list(threads.map(part, NETWORKS))
         self.papermill(NOTEBOOKS / "06_benchmarks.ipynb", ",".join(NETWORKS), apart, "all")
-        for path in sorted((self.whole / "tables").glob("*.csv")):
-            if path.stem in ("table_1", "table_2", "table_2_gains", "later_methods", "figure_11", "table_4"):
-                same(pd.read_csv(path), pd.read_csv(apart / "tables" / path.name), path.stem)
+        for name in ("table_1", "table_2", "table_2_gains", "later_methods", "figure_11", "table_4"):
+            same(self.table(name, "apart"), self.table(name), name)
 
     def one_alone(self):
         """A ResNet on a dataset with one class an image: any table may be empty, and no step fails."""
@@ -132,18 +168,14 @@ class Rehearsal:
 
     def train(self, name, *launcher, **given):
         """`eclip train` of ViT-B-32 -> its pair's file."""
-        network, _, checkpoint = self.masks["DINO"].partition("=")
+        network, _, checkpoint = self.settings["masks"]["DINO"].partition("=")
         masked = {"mask": network} | ({"mask_checkpoint": checkpoint} if checkpoint else {})
         pair = self.place / f"{name}.safetensors"
         words = [*launcher, "train", self.given["pairs"], pair]
-        recipe = {name: self.training[name] for name in ("views", "epochs", "batch_size", "lr")}
+        recipe = {name: self.settings["training"][name] for name in ("views", "epochs", "batch_size", "lr")}
         model = {"network": "ViT-B-32", "pretrained": "openai", "cache": self.place / name}
         self.call(*words, **model, **masked, **recipe, **given)
         return pair
-
-    @property
-    def pair(self):
-        return self.whole / "pairs" / "ViT-B-32-ECLIP.safetensors"
 
     def trained_alone(self):
         """`eclip train` gives notebook 05's pair."""
@@ -156,45 +188,41 @@ class Rehearsal:
 
     def evaluated(self, **given):
         """`eclip evaluate` with one's own pair gives the numbers of Table 1."""
-        table = pd.read_csv(self.whole / "tables" / "table_1.csv")
         words = self.given | {"networks": "ViT-B-32", "projection": self.pair}
         lines = self.call("eclip", "evaluate", "eclip", **words, **given).splitlines()
-        ours = table[(table["method"] == "eclip") & (table["network"] == "ViT-B-32")].set_index("dataset")
+        table = self.table("table_1").set_index(KEYS)
         for name, line in zip(DATASETS, lines, strict=True):
-            numbers = {measure: float(value) for measure, value in re.findall(r"(mIoU|mSC) (-?[\d.]+)", line)}
-            assert numbers == pytest.approx(dict(ours.loc[name, ["mIoU", "mSC"]]), abs=0.006), line
+            found = [float(value) for value in re.findall(r"(?:mIoU|mSC) (-?[\d.]+)", line)]
+            ours = table.loc[(name, "ViT-B-32", "eclip"), ["mIoU", "mSC"]].tolist()
+            assert found == pytest.approx(ours, abs=0.006), line
 
     def on_ray(self):
+        """Two workers give both."""
         self.evaluated(ray=2, out=self.place / "ray")
+        close(self.train("by_ray", "eclip", ray=2), self.pair, 1e-6)
 
     def promoted(self):
         """The run's results in a scratch folder, marked as those of a part."""
         results = self.place / "results"
         self.call("eclip", "promote", "--partial", profile=self.profile, out=self.whole, into=results)
-        tables = [{path.name for path in (place / "tables").glob("*.csv")} for place in (results, self.whole)]
-        assert tables[0] == tables[1] and (results / "report.md").exists()
+        tables, made = (sorted(os.listdir(place / "tables")) for place in (results, self.whole))
+        assert tables == made and (results / "report.md").exists()
         assert json.loads((results / "run.json").read_text())["partial"]
 
     def costs(self):
-        """costs.json: seconds of every route and notebook, and for each cache bytes of a pair."""
+        """costs.json: what every route and notebook took."""
         parts = json.loads((self.whole / "run.json").read_text())["notebooks"]
-        about = {"tiny": self.tiny, "networks": NETWORKS, "pairs": PAIRS, "caches": []}
-        about |= {"images": dict.fromkeys(DATASETS, IMAGES - 1), "seconds": self.seconds}
-        about |= {"notebooks": {name: part["seconds"] for name, part in parts.items()}}
-        for path in (self.whole / "cache").glob("*/manifest.json"):
-            cache, shards = json.loads(path.read_text()), [*path.parent.glob("*.safetensors")]
-            if not shards:  # a view that has gone
-                continue
-            pairs = sum(json.loads(s.with_suffix(".json").read_text())["pairs"] for s in shards)
-            line = {name: cache[name] for name in ("network", "columns", "views")}
-            about["caches"].append(line | {"bytes a pair": sum(s.stat().st_size for s in shards) / pairs})
-        (self.place / "costs.json").write_text(json.dumps(about, indent=1))
+        took = self.seconds | {name: part["seconds"] for name, part in parts.items()}
+        (self.place / "costs.json").write_text(json.dumps(took, indent=1))
 
 
-def rehearse(place, tiny=False, routes=(), at_once=1):
-    """Routes (all), first the whole run, so many at once; what failed is told at the end. Raises
-    AssertionError."""
-    rehearsal, failed = Rehearsal(place, tiny), []
+QUICK = "announced complete promoted trained_by_ranks evaluated one_alone".split()  # of the test suite
+ROUTES = [*QUICK, "photos", "networks_apart", "trained_alone", "on_ray"]
+
+
+def rehearse(place, tiny=False, routes=ROUTES, at_once=1, again=False):
+    """Routes, first the whole run, so many at once; what failed is told at the end. Raises AssertionError."""
+    rehearsal, failed = Rehearsal(place, tiny, again), []
 
     def walk(name):
         try:
@@ -205,30 +233,10 @@ def rehearse(place, tiny=False, routes=(), at_once=1):
 
     for names in (ROUTES[:2], ROUTES[2:]):  # the others read what the whole run made
         with ThreadPoolExecutor(at_once) as threads:
-            list(threads.map(walk, [name for name in names if name in (routes or ROUTES)]))
+            list(threads.map(walk, filter(routes.__contains__, names)))
     rehearsal.costs()
     if failed:
         raise AssertionError("\n\n".join(failed))
-
-
-ROUTES = [
-    "announced",
-    "complete",
-    "promoted",
-    "networks_apart",
-    "trained_alone",
-    "trained_by_ranks",
-    "evaluated",
-]
-ROUTES += ["on_ray", "one_alone"]
-QUICK = [
-    "announced",
-    "complete",
-    "promoted",
-    "trained_by_ranks",
-    "evaluated",
-    "one_alone",
-]  # of `make test`, two at once
 
 
 if __name__ == "__main__":
@@ -236,7 +244,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", default=REPOSITORY / "runs" / "rehearsal")
     parser.add_argument("--tiny", action="store_true", help="small networks of the same two architectures")
     parser.add_argument("--quick", action="store_true", help="the routes of the test suite")
-    parser.add_argument("--only", nargs="*", default=(), choices=ROUTES, help="these routes alone")
+    parser.add_argument("--only", nargs="+", choices=ROUTES, help="these routes, on what is there")
     given = parser.parse_args()
-    quick = {"routes": QUICK, "at_once": 2} if given.quick else {"routes": given.only}
-    rehearse(given.folder, given.tiny, **quick)
+    some = {"routes": given.only, "again": True} if given.only else {}
+    rehearse(given.folder, given.tiny, **({"routes": QUICK, "at_once": 2} if given.quick else some))

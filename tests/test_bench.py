@@ -1,6 +1,5 @@
 """The bench measures what it says: every row on tiny sizes; what must be equal there is."""
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +9,7 @@ from torch.utils.benchmark import set_torch_threads
 from eclip_lib import files
 from eclip_lib.commands import bench, bench_growth, bench_training, passes
 from eclip_lib.commands.forecast import PASSES
+from eclip_lib.commands.notebooks import notebooks
 from eclip_lib.networks.loading import load_clip
 
 DEMO = "scenes-ViT-32"
@@ -102,22 +102,21 @@ def test_a_picture_costs_bytes_and_seconds():
     assert 5e3 < size < 1e5 and 0 < seconds < 1
 
 
-def test_passes_are_counted_in_a_notebook(tmp_path):
-    cells = [
-        nbformat.v4.new_code_cell("limit = 1", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell("torch.nn.Conv2d(3, 4, 8, bias=False)(torch.zeros(limit, 3, 8, 8));"),
-    ]
-    path = tmp_path / "book.ipynb"
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
-    (tmp_path / "out").mkdir()
-    assert passes.counted(path, tmp_path / "out", images=5, pairs=10) == {"clip": 5, "masks": 0}
+def test_passes_are_what_grows(monkeypatch):
+    def counted(path, out, images):
+        return {"coarse": 10 + 2 * images, "fine": 3, "others": images, "masks": 0}
+
+    monkeypatch.setattr(passes, "counted", counted)
+    found = passes.measure().set_index("notebook")
+    assert list(found.index) == [path.stem for path in notebooks()]
+    assert found.loc["06_benchmarks"].to_dict() == {"coarse": 2, "fine": 0, "others": 1, "masks": 0}
 
 
-def test_passes_are_what_grows():
-    found = {
-        ("01", run): {"clip": 10 + grows, "masks": 5}
-        for run, grows in (("base", 0), ("image", 40), ("pair", 0))
-    }
-    (line,) = passes.grown(found, ["01"]).to_dict("records")
-    assert line == {"notebook": "01", "clip_image": 2, "clip_pair": 0, "masks_image": 0, "masks_pair": 0}
+def test_seconds_are_those_of_every_picture_of_the_first_and_of_none(monkeypatch):
+    monkeypatch.setattr(passes, "load_dataset", lambda *_: None)
+    monkeypatch.setattr(
+        passes, "_seconds", lambda path, dataset, count, few: 7 + 2 * count + 3 * min(few, count)
+    )
+    found = passes.photo_seconds("root").set_index("notebook")
+    assert found.loc["06_benchmarks"].tolist() == pytest.approx([7, 2, 3])
+    assert found.loc["04_semantic_shift"].tolist() == pytest.approx([19, 2, 0])

@@ -328,26 +328,47 @@ def test_the_plan_counts_the_passes_that_features_take(tmp_path):
     assert counts == {"clip": plan[run.networks].sum(), "masks": plan["masks, shared"]}
 
 
+def test_other_trainings_of_a_network_are_passes_more():
+    run = eclip.load_profile("demo", limit=50)
+    plans = [forecast.plan(run), forecast.plan(run.model_copy(update={"scratch": {}, "replicates": {}}))]
+    more, less = (plan.set_index("part")["image passes"]["scenes-ViT-32"] for plan in plans)
+    assert more - less == (1 + 5) * 2 * 50
+
+
 def test_the_plan_for_a_crawl_is_the_measured_page():
-    page = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text().replace("\n", " ")
     for rate in (forecast.ASSUMED_RATE, forecast.public_rate()):
         for name, gpus, *values in forecast.crawl_plan(rate=rate).round(3).itertuples(index=False):
             cells = [name, str(gpus), *(f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in values)]
             assert f"| {' | '.join(cells)} |" in page
-    assert f"{forecast.public_rate() / 1e12:.0f} TFLOP/s" in page
+    times, known = forecast.public_rate() / forecast.ASSUMED_RATE, forecast.crawl_plan(rate=rate, known=True)
+    size, seconds = forecast.PICTURE
+    trained = pd.read_csv(forecast.BENCHMARKS / "foundation.csv").set_index("what")["ours"]
+    trained = int(trained["training over the cache, C=512, batch 1024"])
+    assert round(times) == 4 and 10 * 3.318e6 / trained / 60 == pytest.approx(15, rel=0.1)
+    for words in (
+        f"{forecast.PUBLIC_IMAGES:,} images a second",
+        f"{rate / 1e12:.0f} TFLOP/s, four times",
+        f"{known['hours'][0]:.2f} hours of one such GPU for GCC3M and {known['cores a GPU'][0]:.1f} cores",
+        f"{size / 1e3:.0f} kB a stored picture and {1000 * seconds:.1f} ms to decode",
+        f"{trained:,} pairs a second",
+        "ten epochs of GCC3M take a quarter of an hour",
+    ):
+        assert words in page, words
 
 
 def test_passes_are_counted_in_a_notebooks_own_kernel(tmp_path):
     code = """import torch, eclip_lib as eclip
 eclip.load_clip("scenes-ViT-32").encode_image(torch.zeros(3, 3, 224, 224))
 eclip.load_attention("vit_tiny_patch16_224", None)(torch.zeros(2, 3, 224, 224))
-assert (limit, pairs) == (5, "scenes:7")"""
-    parameters = nbformat.v4.new_code_cell("limit = None\npairs = None", metadata={"tags": ["parameters"]})
+assert limit == 5"""
+    parameters = nbformat.v4.new_code_cell("limit = None", metadata={"tags": ["parameters"]})
     book = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)])
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     (tmp_path / "out").mkdir()
     nbformat.write(book, tmp_path / "book.ipynb")
-    assert passes.counted(tmp_path / "book.ipynb", tmp_path / "out", 5, 7) == {"clip": 3, "masks": 2}
+    found = passes.counted(tmp_path / "book.ipynb", tmp_path / "out", 5)
+    assert found == {"coarse": 3, "fine": 0, "others": 0, "masks": 2}
     assert list(pd.read_csv(forecast.PASSES)["notebook"]) == [path.stem for path in notebooks()]
 
 
@@ -356,6 +377,7 @@ def test_a_plan_counts_the_pairs_that_are_there(samples, tmp_path):
         pairs = {f"{k}.{end}": b"x" * 9000 for k in range(20) for end in ("jpg", "txt")}
         (tmp_path / "gcc3m").mkdir(exist_ok=True)
         (tmp_path / "gcc3m" / f"{number}.tar").write_bytes(archive("tar", pairs))
+    (tmp_path / "gcc3m" / "00.tar").write_bytes(b"cut off")
     for pairs, count in (
         (f"coco:{samples / 'coco'}", 395),
         (f"web:{tmp_path}/gcc3m/*.tar", 100),

@@ -164,7 +164,7 @@ def test_a_ray_that_does_not_start_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **_: 1 / 0)
     said = run(monkeypatch, *EVALUATE, "--limit", "2", "--ray", "2", "--out", tmp_path)
-    assert "Ray did not start (division by zero); run without --ray" in said
+    assert "Ray did not start (division by zero); try again, run without --ray" in said
 
 
 def test_a_name_is_set_aside_under_a_name_that_nobody_has(tmp_path):

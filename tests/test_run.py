@@ -59,10 +59,10 @@ def saved(run):
     controlled = [pd.DataFrame()]
     for network in benchmarks.vits(run):
         methods = benchmarks.explainers_of(run, clips[network], benchmarks.TABLE_2)
-        controlled.append(controls.measured(run, clips[network], "scenes", methods, 2))
+        controlled.append(controls.measured(run, clips[network], "scenes", methods))
     run.save_table(pd.concat(controlled), "controls")
     run.save_table(controls.baseline_table(run, clip), "text_free")
-    run.save_table(benchmarks.map_statistics(run, ["clip", "eclip"], 4), "map_statistics")
+    run.save_table(benchmarks.map_statistics(run, ["clip", "eclip"]), "map_statistics")
     found = run.save_table(benchmarks.table_4(run), "table_4")
     assert all(found["identical"].dropna().map(lambda same: same is True)) and len(found) > 2
     return {path.name: path.read_text() for path in sorted((run.place / "tables").glob("*.csv"))}

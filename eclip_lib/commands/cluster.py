@@ -56,9 +56,11 @@ def scatter(setup, count, done, what, workers, gpus=0):
     if not ray.is_initialized():
         try:
             ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-        except Exception as error:
-            said = f"Ray did not start ({str(error)[:150]}); run without --ray, or name a cluster"
-            raise ValueError(f"{said} by RAY_ADDRESS") from error
+        except Exception as error:  # it has no class of its own for a start that takes too long
+            said = (
+                f"Ray did not start ({str(error).partition(chr(10))[0][:150]}); try again, run without --ray"
+            )
+            raise ValueError(f"{said}, or name a cluster by RAY_ADDRESS") from error
     errors = {}
     with tqdm(total=len(todo), desc=what, unit="part") as bar:
         _pool(setup, todo, workers, gpus, RETRIES, errors, bar)

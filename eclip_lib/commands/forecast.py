@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..datasets import load_dataset
 from ..datasets.image_text import load_pairs
-from ..datasets.tars import samples
+from ..datasets.tars import count_keys
 from ..experiment import load_profile
 from ..files import REPOSITORY, cores
 from ..networks import checkpoints, demo
@@ -17,6 +17,7 @@ from ..networks.clip import own_weights
 from ..networks.loading import empty_clip, is_vit, pools
 from ..poolings import GROUND_TRUTH, Pooling, columns_of
 from ..profiles import read_settings
+from ..studies.controls import FEW
 from .notebooks import needed, notebooks, to_run
 from .resources import registered_pairs, status, weight_files
 
@@ -68,6 +69,7 @@ def plan(run):
     """What `reproduce` would do -> DataFrame, one line a network, then what all share and a sum: passes over
     images and over training pairs (all views), PFLOP, GB written."""
     passes = pd.read_csv(PASSES).set_index("notebook").reindex([p.stem for p in notebooks(run)]).sum()
+    kinds = dict(zip(filter(is_vit, run.networks), ("coarse", "fine"), strict=False))
     seen = sum(_length(run, name) for name in run.datasets)
     lines, views = [], run.training.views
     pairs = pair_count(run) if run.pairs else 0  # of one view
@@ -97,19 +99,13 @@ def plan(run):
         text = views * pairs * encoder_flops(network, text=True)
         stored = pairs * bytes_of_a_pair(network, masks)
         features.append(stored)
-        line(
-            network,
-            encoder_flops(network),
-            passes["clip_image"] * seen,
-            own,
-            count,
-            flops + text,
-            stored + kept,
-        )
+        each = passes[kinds.get(network, "others")] + (network in run.scratch)
+        each += len(run.replicates.get(network, ()))
+        line(network, encoder_flops(network), each * seen, own, count, flops + text, stored + kept)
     if pairs:
         looks = views * pairs * len(run.masks)
         grid = 4 * 196 * looks  # of a ViT-B/16
-        line("masks, shared", mask, passes["masks_image"] * seen, looks, 0, 0, grid)
+        line("masks, shared", mask, passes["masks"] * seen, looks, 0, 0, grid)
         text = encoder_flops(run.networks[0], text=True)
         wide = (768, widths(run.networks[0])[1], widths(run.networks[0])[2])
         flops, kept = training(run.networks[0], wide, 3 * run.trainings)
@@ -154,8 +150,9 @@ def core_minutes(run):
         return None
     table = pd.read_csv(SECONDS)
     table = table[table["notebook"].isin([path.stem for path in notebooks(run)])]
-    images = sum(_length(run, name) for name in run.datasets)
-    return table[["notebook"]].assign(minutes=(table["seconds"] + table["seconds_image"] * images) / 60)
+    images, few = (sum(min(_length(run, name), most) for name in run.datasets) for most in (10**9, FEW))
+    seconds = table["seconds"] + table["seconds_image"] * images + table["seconds_few"] * few
+    return table[["notebook"]].assign(minutes=seconds / 60)
 
 
 def dry_run(profile, wanted=(), **settings):
@@ -205,8 +202,8 @@ def _length(run, name):
 
 
 def pair_count(run, read=3):
-    """How many image-caption pairs a run trains on: those that are there, of tars `read` counted and the
-    others by their size; else as many as the registry says there were."""
+    """How many image-caption pairs a run trains on: those that are there, of tars `read` counted (one that
+    cannot be read has none) and the others by their size; else as many as the registry says there were."""
     found = _all_pairs(run, read)
     return min(found, run.limit_pairs or found)
 
@@ -222,9 +219,9 @@ def _all_pairs(run, read):
         return known.get("captions", known["images"])
     if kind != "web":
         return len(source)
-    size, some = (lambda parts: sum(os.path.getsize(part) for part in parts)), source.parts[:read]
-    counted = sum(1 for part in some for _ in samples(part))
-    return round(counted * size(source.parts) / size(some))
+    counted = {part: count_keys(part) for part in source.parts[:read]}
+    whole, read = (sum(map(os.path.getsize, p)) for p in (source.parts, filter(counted.get, counted)))
+    return round(sum(counted.values()) * whole / max(1, read))
 
 
 def crawl_plan(network="ViT-B-16", masks=2, rate=ASSUMED_RATE, picture=PICTURE, known=False):

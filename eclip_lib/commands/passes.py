@@ -1,13 +1,14 @@
-"""What `eclip reproduce --dry-run` counts with: how many forward passes each notebook takes of every image
-and of every training pair, and how long those of `photos` take.
+"""What `eclip reproduce --dry-run` counts with: how many forward passes each notebook takes of every image,
+and how long the notebooks of `photos` take.
 
     .venv/bin/python -m eclip_lib.commands.passes             # minutes; writes results/benchmarks/passes.csv
     .venv/bin/python -m eclip_lib.commands.passes FOLDER      # photos.csv, from a few pictures of VOC 2012
 
-A notebook runs three times on a small network of the demo, with a counter on the first convolution of every
-image encoder: once as it is, once with more images, once with more pairs. The differences are what grows with
-a dataset; what a notebook does a fixed number of times is left out."""
+A notebook runs on few images and on more: the difference is what grows with a dataset. What it does a fixed
+number of times is left out of the passes; of the seconds it stands in a column of its own, and so does what
+grows to the first `controls.FEW` images alone."""
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -19,17 +20,20 @@ from tqdm.auto import tqdm
 
 from ..datasets import load_dataset
 from ..experiment import load_profile
+from ..files import REPOSITORY
 from .forecast import PASSES, SECONDS
 from .notebooks import notebooks, run_notebook
 
-IMAGES, PAIRS = (60, 80), (300, 400)  # more than one batch: timings take one
-# CLIP's convolution has no bias, that of a mask's ViT has one; backward passes are not counted
-COUNTER = """import torch
-passes = {"clip": 0, "masks": 0}
+# the demo's coarse and fine ViT, its ResNet (which every further network is taken for) and the masks' ViTs,
+# by the first convolution: side of a patch, and whether it has a bias
+KINDS = {"coarse": (32, False), "fine": (16, False), "others": (3, False), "masks": (16, True)}
+COUNTER = f"""import torch
+passes = dict.fromkeys({list(KINDS.values())}, 0)
 def count(module, inputs, output):
     if isinstance(module, torch.nn.Conv2d) and module.in_channels == 3:
-        passes["clip" if module.bias is None else "masks"] += len(inputs[0])
+        passes[module.kernel_size[0], module.bias is not None] += len(inputs[0])
 torch.nn.modules.module.register_module_forward_hook(count);"""
+FEW = "from eclip_lib.studies import controls; controls.FEW = {}"  # so many images are enough
 
 
 def _between(before, path, after, out, parameters):
@@ -41,62 +45,48 @@ def _between(before, path, after, out, parameters):
     return run_notebook(copy, None, parameters | {"out": str(out)}).cells[-1].outputs[0].text.split()
 
 
-def counted(path, out, images, pairs):
-    """Execute with the counter -> {"clip": images through CLIP's encoder, "masks": through a mask's}."""
-    parameters = {
-        "networks": "scenes-ViT-32",
-        "datasets": "scenes",
-        "limit": images,
-        "pairs": f"scenes:{pairs}",
-    }
-    found = _between(COUNTER, path, "print(*passes.values())", out, parameters)
-    return dict(zip(("clip", "masks"), map(int, found), strict=True))
+def counted(path, out, images):
+    """Execute with the counter -> {kind: images through the encoders of this kind}, of `KINDS`."""
+    few = {"datasets": "scenes", "limit": images, "batch_size": 4, "pairs": "scenes:300", "trainings": 1}
+    few |= {"replicates": {}, "scratch": {}}  # whose passes the plan counts
+    found = _between(f"{COUNTER}\n{FEW.format(2)}", path, "print(*passes.values())", out, few)
+    return dict(zip(KINDS, map(int, found), strict=True))
 
 
-def measure():
-    """DataFrame: notebook, and passes of CLIP's image encoder and of the masks' for every image (clip_image,
-    masks_image) and every pair (clip_pair, masks_pair)."""
-    runs = {"base": (IMAGES[0], PAIRS[0]), "image": (IMAGES[1], PAIRS[0]), "pair": (IMAGES[0], PAIRS[1])}
-    found = {}
-    for run, (images, pairs) in runs.items():
+def measure(counts=(8, 12)):
+    """DataFrame: notebook, and passes of every image through each kind of encoder."""
+    found = []
+    for images in counts:
         with tempfile.TemporaryDirectory() as out:  # one for all notebooks: 03 and 05 find the cache of 02
-            for path in tqdm(notebooks(), desc=f"counting, {run}", unit="notebook"):
-                found[path.stem, run] = counted(path, out, images, pairs)
-    return grown(found, [path.stem for path in notebooks()])
-
-
-def grown(found, names):
-    """{(notebook, run): passes} -> what grows with every image and pair, one line a notebook."""
-    steps = {"image": IMAGES[1] - IMAGES[0], "pair": PAIRS[1] - PAIRS[0]}
-    lines = []
-    for name in names:
-        line = {"notebook": name}
-        for kind in ("clip", "masks"):
-            for unit, step in steps.items():
-                line[f"{kind}_{unit}"] = (found[name, unit][kind] - found[name, "base"][kind]) / step
-        lines.append(line)
-    return pd.DataFrame(lines)
+            every = tqdm(notebooks(), desc=f"counting, {images} images", unit="notebook")
+            found.append(pd.DataFrame({path.stem: counted(path, out, images) for path in every}).T)
+    return ((found[1] - found[0]) / (counts[1] - counts[0])).rename_axis("notebook").reset_index()
 
 
 def photo_seconds(root, counts=(4, 16)):
     """Seconds of one core of the notebooks of `photos` at random weights -> DataFrame: notebook, `seconds`
-    whatever the number of pictures, and `seconds_image` for each. root: of a few of VOC's pictures, which are
-    repeated."""
-    run, lines, clock = load_profile("photos"), [], "import time; print(time.process_time())"
-    dataset = load_dataset("voc2012", root)
+    whatever the number of pictures, `seconds_image` for each, and `seconds_few` for each of the first
+    `controls.FEW`. root: of a few of VOC's pictures, which are repeated."""
+    run, lines = load_profile("photos"), []
+    dataset, (low, high) = load_dataset("voc2012", root), counts
     for path in tqdm(notebooks(run), desc="timing", unit="notebook"):
-        took = []
-        for count in counts:
-            with tempfile.TemporaryDirectory() as out:
-                _repeat(dataset, Path(out, "voc"), count)
-                parameters = {"profile": "photos", "root": f"{out}/voc", "pretrained": "None", "workers": 0}
-                took.append(
-                    float(_between("import torch; torch.set_num_threads(1)", path, clock, out, parameters)[0])
-                )
-        each = (took[1] - took[0]) / (counts[1] - counts[0])
-        line = {"notebook": path.stem, "seconds": max(0, took[0] - counts[0] * each)}
-        lines.append(line | {"seconds_image": max(0, each)})
+        base, more = (_seconds(path, dataset, count, low) for count in counts)
+        capped = "controls" in path.read_text()
+        both = _seconds(path, dataset, high, high) if capped else more
+        each, few = (max(0, grown) / (high - low) for grown in (more - base, both - more))
+        fixed = max(0, base - low * (each + few))
+        lines.append({"notebook": path.stem, "seconds": fixed, "seconds_image": each, "seconds_few": few})
     return pd.DataFrame(lines)
+
+
+def _seconds(path, dataset, count, few):
+    """Seconds of one core of a notebook on so many pictures."""
+    with tempfile.TemporaryDirectory() as out:
+        _repeat(dataset, Path(out, "voc"), count)
+        shutil.copytree(REPOSITORY / "results" / "demo" / "tables", Path(out, "tables"))  # for 07 to judge
+        given = {"profile": "photos", "root": f"{out}/voc", "pretrained": "None", "workers": 0}
+        before = f"import torch; torch.set_num_threads(1); {FEW.format(few)}"
+        return float(_between(before, path, "import time; print(time.process_time())", out, given)[0])
 
 
 def _repeat(dataset, root, count):

@@ -97,7 +97,7 @@ class WebPairs:
             if left > 0:
                 cut.parts.append(part), cut.names.append(name)
                 cut.cut[part] = left
-                left -= _count_keys(part, left)
+                left -= count_keys(part, left)
         return cut
 
     @property
@@ -142,7 +142,8 @@ def _expanded(pattern):
         raise ValueError(said + "; write them like web:shards/{00..99}.tar") from error
 
 
-def _count_keys(part, most):
+def count_keys(part, most=None):
+    """How many samples a tar has (of the first `most`), 0 where it cannot be read."""
     try:
         return sum(1 for _ in islice(samples(part), most))
     except (OSError, ValueError):

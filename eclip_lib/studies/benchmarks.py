@@ -15,8 +15,10 @@ from ..evaluation.statistics import VALUES
 from ..explainers import about, explainer, maps, named
 from ..method import itsm
 from ..networks.loading import is_vit
+from . import controls
 
 TABLE_1, TABLE_2 = ["clip", "rclip", "eclip"], ["clip", "grad_cam", "bi_model", "rclip", "eclip"]
+KEYS = ["dataset", "network", "method"]
 LATER = ["clip_surgery", "mask_clip", "sclip", "gem", "legrad", "rollout"]
 
 
@@ -173,7 +175,7 @@ def _recognition(run, network, dataset, small):
     return pd.DataFrame(lines, columns=["dataset", "method", "mAP", "identical", "network"])
 
 
-def map_statistics(run, methods, limit=100):
+def map_statistics(run, methods):
     """Fig. 11 in numbers, on the coarse and the fine ViT: `likeness` of the maps of two classes present in
     one image (Pearson correlation), `roughness` (mean step between neighbouring cells of the map at 28x28,
     where every grid is compared), with 95 % intervals; images with two classes or more. A dataset without any
@@ -183,10 +185,10 @@ def map_statistics(run, methods, limit=100):
         clip = run.load_clip(network)
         found = explainers_of(run, clip, methods)
         for name in run.datasets:
-            dataset = run.load_dataset(name, min(limit, run.limit or limit))
+            dataset = controls.first(run, name)
             about, measure = [clip, dataset, *found.values()], partial(_statistics, run, clip, dataset, found)
             parts.append(run.once("map_statistics", about, measure))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=KEYS)
 
 
 @torch.no_grad()
@@ -201,7 +203,7 @@ def _statistics(run, clip, dataset, found):
         if parts:
             line = {"dataset": dataset.name, "network": clip.title, "method": method, "grid": grid}
             lines.append(line | _with_intervals(torch.cat(parts).double().cpu()))
-    return pd.DataFrame(lines, columns=None if lines else ["dataset", "network", "method"])
+    return pd.DataFrame(lines, columns=None if lines else KEYS)
 
 
 def _first_two(batch, classes):

@@ -11,6 +11,7 @@ from ..explainers import FeatureMap, Shared, maps, named
 from ..method import itsm
 from ..networks.attention import GRID, center_prior, mask_identity, noise, pixel_saliency
 
+FEW = 100  # images are enough to control maps, and for Fig. 11's numbers
 BASELINES = {"pixel saliency": pixel_saliency, "centre": center_prior, "noise": noise}
 
 
@@ -36,9 +37,14 @@ def less_the_mean(explain):
     return lambda images, text: centred(explain(images, text))
 
 
-def measured(run, clip, name, explainers, limit=100):
-    """`control_rows` on the first images of one of a run's datasets, measured once."""
-    dataset = run.load_dataset(name, min(limit, run.limit or limit))
+def first(run, name):
+    """The first `FEW` images of one of a run's datasets."""
+    return run.load_dataset(name, min(FEW, run.limit or FEW))
+
+
+def measured(run, clip, name, explainers):
+    """`control_rows` on the `first` images of one of a run's datasets, measured once."""
+    dataset = first(run, name)
     measure = partial(control_rows, dataset, clip, explainers, run.workers, run.batch_size)
     rows = run.once("controls", [clip, dataset, *explainers.values()], measure)
     return rows.assign(dataset=name, network=clip.title)
