@@ -57,9 +57,8 @@ def scatter(setup, count, done, what, workers, gpus=0):
         try:
             ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         except Exception as error:  # it has no class of its own for a start that takes too long
-            said = (
-                f"Ray did not start ({str(error).partition(chr(10))[0][:150]}); try again, run without --ray"
-            )
+            first = str(error).partition("\n")[0][:150]
+            said = f"Ray did not start ({first}); try again, run without --ray"
             raise ValueError(f"{said}, or name a cluster by RAY_ADDRESS") from error
     errors = {}
     with tqdm(total=len(todo), desc=what, unit="part") as bar:
@@ -117,10 +116,10 @@ def cache_features(load, source, folder, pool=2, gpus=0, workers=0, keep=True, *
 
 def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_size=32, **options):
     """`evaluation.evaluate` on a cluster: parts of `size` images, each one's rows a CSV in `folder` -> all
-    rows, in the dataset's order, with a warning that names the parts that could not be made.
+    rows, in the dataset's order.
 
     load: () -> (explainer of the registry, clip). options: `evaluate`'s. Raises ValueError where the folder
-    holds rows of another evaluation."""
+    holds rows of another evaluation, or a part could not be made: those that could stay there."""
     explain, clip = load()
     identity = getattr(explain, "identity", [uuid4().hex])  # of one's own: nobody knows when it changes
     about = {"explainer": identity, "options": options, "size": size, "code": core_digest()}
@@ -151,6 +150,9 @@ def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_siz
     done = lambda number: read_rows(paths[number]) is not None  # noqa: E731
     scatter(setup, len(paths), done, f"evaluation {folder}", workers, gpus)
     found = [rows for path in paths if (rows := read_rows(path)) is not None]
-    if not found:
-        raise ValueError(f"no part of {dataset.name} could be evaluated; the warnings say why")
+    if lacking := len(paths) - len(found):
+        said = (
+            f"{lacking} of {len(paths)} parts of {dataset.name} could not be evaluated, as the warnings say"
+        )
+        raise ValueError(f"{said}; the others are kept in {folder}: mend the cause and run again")
     return pd.concat(found, ignore_index=True)
