@@ -113,20 +113,3 @@ def test_evaluation_in_parts_equals_one_pass(tmp_path):
     for other, images in [*others, (lambda: load(precision="bf16"), dataset)]:
         with pytest.raises(ValueError, match="another evaluation"):
             cluster.evaluate_parts(other, images, tmp_path, size=8, **options)
-
-
-def test_a_part_that_could_not_be_evaluated_is_an_error(tmp_path, monkeypatch):
-    """No number of fewer images than asked for; the parts that were made stay."""
-
-    def load():
-        clip = eclip.load_clip("scenes-ViT-32")
-        return eclip.explainer("clip", clip), clip
-
-    def only_the_first(setup, count, done, *_):
-        assert count == 2 and not done(0)
-        setup()(0)
-
-    monkeypatch.setattr(cluster, "scatter", only_the_first)
-    with pytest.raises(ValueError, match="1 of 2 parts of scenes could not be evaluated.*run again"):
-        cluster.evaluate_parts(load, eclip.load_dataset("scenes", limit=4), tmp_path, size=2)
-    assert (tmp_path / "00000.csv").exists()

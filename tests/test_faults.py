@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 import eclip_lib as eclip
 from eclip_lib import feature_cache as caching
 from eclip_lib import files, training
-from eclip_lib.commands import bench
+from eclip_lib.commands import bench, cluster
 from eclip_lib.datasets.image_text import ScenePairs
 from eclip_lib.datasets.scenes import Scenes
 
@@ -165,6 +165,23 @@ def test_a_ray_that_does_not_start_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "init", lambda **_: 1 / 0)
     said = run(monkeypatch, *EVALUATE, "--limit", "2", "--ray", "2", "--out", tmp_path)
     assert "Ray did not start (division by zero); try again, run without --ray" in said
+
+
+def test_a_part_that_could_not_be_evaluated_is_an_error(tmp_path, monkeypatch):
+    """No number of fewer images than asked for; the parts that were made stay."""
+
+    def load():
+        clip = eclip.load_clip("scenes-ViT-32")
+        return eclip.explainer("clip", clip), clip
+
+    def only_the_first(setup, count, done, *_):
+        assert count == 2 and not done(0)
+        setup()(0)
+
+    monkeypatch.setattr(cluster, "scatter", only_the_first)
+    with pytest.raises(ValueError, match="1 of 2 parts of scenes could not be evaluated.*run again"):
+        cluster.evaluate_parts(load, eclip.load_dataset("scenes", limit=4), tmp_path, size=2)
+    assert (tmp_path / "00000.csv").exists()
 
 
 def test_a_name_is_set_aside_under_a_name_that_nobody_has(tmp_path):
