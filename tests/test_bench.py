@@ -98,7 +98,7 @@ def test_settings_agree_on_a_few_scenes():
 
 
 def test_a_picture_costs_bytes_and_seconds():
-    size, seconds = bench.picture_cost("scenes:2", network=DEMO, count=2)
+    size, seconds = bench_training.picture_cost("scenes:2", network=DEMO, count=2)
     assert 5e3 < size < 1e5 and 0 < seconds < 1
 
 

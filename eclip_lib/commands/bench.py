@@ -3,8 +3,6 @@
 Here what is measured about maps, scoring and the device; `bench_training` has the feature cache and the
 training of a pair, and how each row is measured; `bench_growth` what more data cost, in time and memory."""
 
-import io
-import itertools
 import platform
 from collections import deque
 
@@ -12,13 +10,10 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch.utils.benchmark import set_torch_threads, timer
 
 from .. import files
 from ..datasets import load_dataset
-from ..datasets.image_text import load_pairs
-from ..datasets.pair_views import augmentation
 from ..evaluation import batches, best_iou, evaluate, prompts, score_contrast, summarize
 from ..explainers import explainer
 from ..method import itsm, similarity
@@ -209,24 +204,6 @@ def bench(device="cpu"):
         rows.append(dataset_pass(device, precision="bf16", workers=8))
         name = torch.cuda.get_device_name()
     return pd.DataFrame(rows).assign(device=name).round({"ours": 2, "reference": 2, "ratio": 3})
-
-
-def picture_cost(pairs, network="ViT-B-16", count=200):
-    """What a picture of a web dataset costs beside the networks -> (bytes, seconds): its JPEG as img2dataset
-    writes it (256 pixels with a border, quality 95), and to decode and augment it (DeiT's recipe) on one
-    core. pairs: a source of photographs, see `load_pairs`."""
-    source, transform = load_pairs(pairs), augmentation(load_clip(network, None))
-    photos = (photo for part in source.parts for _, photo, _ in source.read(part) if photo is not None)
-    sizes, seconds = [], 0.0
-    for photo in itertools.islice(photos, count):
-        file = io.BytesIO()
-        ImageOps.pad(source.open(photo), (256, 256)).save(file, "JPEG", quality=95)
-        with set_torch_threads(1):
-            begin = timer()
-            transform(Image.open(file).convert("RGB"))
-            seconds += timer() - begin
-        sizes.append(file.tell())
-    return sum(sizes) / len(sizes), seconds / len(sizes)
 
 
 def agreement(network="scenes-ViT-16", images=400, batch=50):

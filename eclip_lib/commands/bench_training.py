@@ -4,16 +4,20 @@ The clock is torch.utils.benchmark's, which waits for a GPU before it is read. F
 take turns, so that all of them see the same machine."""
 
 import copy
+import io
+import itertools
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
-from torch.utils.benchmark import timer
+from torch.utils.benchmark import set_torch_threads, timer
 from tqdm.auto import tqdm
 
-from ..datasets.image_text import ScenePairs
+from ..datasets.image_text import ScenePairs, load_pairs
+from ..datasets.pair_views import augmentation
 from ..explainers import explainer
 from ..feature_cache import Cache, View, cache_features
 from ..networks.attention import load_attention
@@ -142,6 +146,24 @@ def all_poolings(device="cpu", network="ViT-B-16", mask="vit_small_patch16_224",
 
 
 # ---------------------------------------------------------------------- training
+
+
+def picture_cost(pairs, network="ViT-B-16", count=200):
+    """What a picture of a web dataset costs beside the networks -> (bytes, seconds): its JPEG as img2dataset
+    writes it (256 pixels with a border, quality 95), and to decode and augment it (DeiT's recipe) on one
+    core. pairs: a source of photographs, see `load_pairs`."""
+    source, transform = load_pairs(pairs), augmentation(load_clip(network, None))
+    photos = (photo for part in source.parts for _, photo, _ in source.read(part) if photo is not None)
+    sizes, seconds = [], 0.0
+    for photo in itertools.islice(photos, count):
+        file = io.BytesIO()
+        ImageOps.pad(source.open(photo), (256, 256)).save(file, "JPEG", quality=95)
+        with set_torch_threads(1):
+            begin = timer()
+            transform(Image.open(file).convert("RGB"))
+            seconds += timer() - begin
+        sizes.append(file.tell())
+    return sum(sizes) / len(sizes), seconds / len(sizes)
 
 
 class RandomCache(Cache):
