@@ -45,6 +45,8 @@ def test_the_hours_of_the_paper_profile_are_the_dry_runs():
         run = eclip.load_profile(profile, device="cpu", root="/nowhere")
         hours = forecast.gpu_hours(forecast.plan(run))["GPU hours"].iloc[-1]
         assert f"about {hours:.0f} GPU hours" in TEXT["paper"], profile
+    minutes = forecast.core_minutes(eclip.load_profile("photos", root="/nowhere"))["minutes"].sum()
+    assert f"about {minutes:.0f} minutes of one core" in TEXT["paper"]
 
 
 def commands(text):
