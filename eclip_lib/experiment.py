@@ -158,10 +158,11 @@ class Run(Results):
         An explainer of the registry that was measured before in this run, on the same images with the same
         weights, is read from `out`/rows; the others share one pass. With `observe` all are measured anew."""
         dataset = self.load_dataset(dataset) if isinstance(dataset, str) else dataset
-        about = [clip.identity, dataset.identity, self._made_by(core_digest())]
+        known = dataset.identity  # looks at every file
+        about = [clip.identity, known, self._made_by(core_digest())]
         folder, paths, found = self.out / "rows" / dataset.name / clip.network, {}, {}
         for key, explain in explainers.items():
-            if dataset.identity and (identity := getattr(explain, "identity", None)):
+            if known and (identity := getattr(explain, "identity", None)):
                 paths[key] = folder / f"{identity[0]}-{files.digest([about, identity])}.csv"
                 found[key] = None if observe else read_rows(paths[key], COLUMNS)
         missing = {key: explain for key, explain in explainers.items() if found.get(key) is None}

@@ -25,9 +25,8 @@ def commit():
 def versions():
     """{what: version} of all that a number may hang on."""
     names = {"torch": "torch", "open_clip": "open_clip_torch", "timm": "timm", "eclip_lib": "eclip-lib"}
-    return {"python": platform.python_version()} | {
-        name: files.version_of(known) for name, known in names.items()
-    }
+    found = {name: files.version_of(known) for name, known in names.items()}
+    return {"python": platform.python_version()} | found
 
 
 @cache

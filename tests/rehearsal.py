@@ -28,9 +28,8 @@ from eclip_lib.files import REPOSITORY
 
 BIN, NOTEBOOKS = Path(sys.executable).parent, REPOSITORY / "notebooks"
 KEYS = ["dataset", "network", "method"]
-FOREIGN = re.compile(
-    r"\b(?:demo|scenes?|rendered|mini)\b|not\s+comparable", re.IGNORECASE
-)  # words of the demo
+# words of the demo
+FOREIGN = re.compile(r"\b(?:demo|scenes?|rendered|mini)\b|not\s+comparable", re.IGNORECASE)
 # tables that only rendered scenes can fill, or a coarse and a fine ViT
 NOT_HERE = {"views", "clip_seeds", "shift_controlled", "finer_grid"}
 

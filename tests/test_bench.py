@@ -84,7 +84,8 @@ def test_the_table_has_the_rows_of_the_committed_one(monkeypatch, tmp_path):
     for module in (bench, bench_training):
         for name in (name for name in vars(module) if name in MEASURED):
             monkeypatch.setattr(module, name, lambda *_, name=name: bench.row(name, "s", 2.0, 1.0, "none"))
-    monkeypatch.setattr(bench, "agreement", pd.DataFrame)
+    for name in ("agreement", "growth"):
+        monkeypatch.setattr(bench, name, pd.DataFrame)
     assert "itsm_throughput" in bench.run("cpu", tmp_path / "made" / "bench.csv")
     table = pd.read_csv(tmp_path / "made" / "bench.csv")
     committed = pd.read_csv(PASSES.with_name("foundation.csv"))

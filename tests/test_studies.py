@@ -279,9 +279,7 @@ def test_methods_are_measured_and_compared(run):
     gains = benchmarks.all_gains(run, rows)
     assert gains[["better", "than"]].values.tolist() == [["rclip", "clip"]] * 2
     assert gains["mSC"].tolist() == pytest.approx((-2 * own).tolist(), abs=1e-3)
-    none = run.model_copy(
-        update={"networks": ["scenes-RN"]}
-    )  # no ViT: a table without a line, not without columns
+    none = run.model_copy(update={"networks": ["scenes-RN"]})  # no ViT: no line, but columns
     assert list(benchmarks.map_statistics(none, ["clip"])["method"]) == []
 
 

@@ -128,8 +128,7 @@ def encoder_share(device="cpu", network="ViT-B-16", precision="fp32", compiled=F
     clip = load_clip(network, None, device, precision=precision)
     encode = torch.compile(clip.encode_image) if compiled else clip.encode_image
     images = torch.randn(batch, 3, *clip.size, device=device)
-    seconds = fastest([lambda: encode(images)], rounds)[0]
-    rate = batch / seconds * encoder_flops(network)
+    rate = batch / fastest([lambda: encode(images)], rounds)[0] * encoder_flops(network)
     peak = matrix_peak(device, torch.bfloat16 if precision == "bf16" else torch.float32)
     what = f"image encoder against the matrix peak, {network}, {precision}{', compiled' if compiled else ''}"
     return row(what, "TFLOP/s", rate / 1e12, peak / 1e12, "none")
@@ -159,8 +158,7 @@ def dataset_pass(device="cpu", network="ViT-B-16", precision="fp32", workers=2, 
         begin = timer()
         stage()
         rates[name] = count / (timer() - begin)
-    ours = rates.pop("all of it")
-    slowest = min(rates, key=rates.get)
+    ours, slowest = rates.pop("all of it"), min(rates, key=rates.get)
     what = f"evaluate over {count} scenes, {network}, {precision}; bound by {slowest}"
     return row(what, "images/s", ours, rates[slowest], "none")
 
@@ -169,15 +167,14 @@ def run(device="cpu", out=None):
     """Measure -> the table as text; with `out` also a CSV there, `agreement` and `growth` beside it."""
     if out:
         out = outputs.named(out, ".csv")
-        beside = [out.with_name("agreement.csv"), out.with_name("growth.csv")]
-        outputs.require_free(
-            [(out, outputs.BENCH), *zip(beside, (outputs.AGREEMENT, outputs.GROWTH), strict=True)]
-        )
+        agreed, grown = out.with_name("agreement.csv"), out.with_name("growth.csv")
+        marks = (outputs.BENCH, outputs.AGREEMENT, outputs.GROWTH)
+        outputs.require_free(zip((out, agreed, grown), marks, strict=True))
     table = bench(device)
-    for path, part in (
-        zip([out, *beside], (table, agreement().round(5), growth()), strict=True) if out else ()
-    ):
-        files.write(path, files.as_csv(part, index=False))
+    if out:  # each when it is measured
+        files.write(out, files.as_csv(table, index=False))
+        files.write(agreed, files.as_csv(agreement(), index=False, float_format="%.5f"))
+        files.write(grown, files.as_csv(growth(), index=False))
     return table.to_string(index=False)
 
 

@@ -153,7 +153,7 @@ def picture_cost(pairs, network="ViT-B-16", count=200):
     writes it (256 pixels with a border, quality 95), and to decode and augment it (DeiT's recipe) on one
     core. pairs: a source of photographs, see `load_pairs`."""
     source, transform = load_pairs(pairs), augmentation(load_clip(network, None))
-    photos = (photo for part in source.parts for _, photo, _ in source.read(part) if photo is not None)
+    photos = (photo for part in source.parts for _, photo, _ in source.read(part) if photo)
     sizes, seconds = [], 0.0
     for photo in itertools.islice(photos, count):
         file = io.BytesIO()

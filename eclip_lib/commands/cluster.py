@@ -151,8 +151,6 @@ def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_siz
     scatter(setup, len(paths), done, f"evaluation {folder}", workers, gpus)
     found = [rows for path in paths if (rows := read_rows(path)) is not None]
     if lacking := len(paths) - len(found):
-        said = (
-            f"{lacking} of {len(paths)} parts of {dataset.name} could not be evaluated, as the warnings say"
-        )
+        said = f"{lacking} of {len(paths)} parts of {dataset.name} could not be evaluated, as warned of"
         raise ValueError(f"{said}; the others are kept in {folder}: mend the cause and run again")
     return pd.concat(found, ignore_index=True)

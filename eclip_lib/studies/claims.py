@@ -142,10 +142,8 @@ def _extreme(read, best, worst, count):
     mean = _chosen(read).pivot_table(index="seed", columns="network", values="mSC")
     if len(mean.columns) < count or not {best, worst} <= set(mean):
         return _frame([])
-    above, below = (
-        mean[best] - mean.drop(columns=best).T.max(),
-        mean.drop(columns=worst).T.min() - mean[worst],
-    )
+    above = mean[best] - mean.drop(columns=best).max(axis=1)
+    below = mean.drop(columns=worst).min(axis=1) - mean[worst]
     return _frame([(f"{best} highest, {worst} lowest", *t_interval(np.minimum(above, below)))])
 
 
