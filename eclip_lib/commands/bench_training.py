@@ -145,9 +145,6 @@ def all_poolings(device="cpu", network="ViT-B-16", mask="vit_small_patch16_224",
     return row(what, "pairs/s", count / seconds[1], count / seconds[0], "<= 1.10", seconds[1] / seconds[0])
 
 
-# ---------------------------------------------------------------------- training
-
-
 def picture_cost(pairs, network="ViT-B-16", count=200):
     """What a picture of a web dataset costs beside the networks -> (bytes, seconds): its JPEG as img2dataset
     writes it (256 pixels with a border, quality 95), and to decode and augment it (DeiT's recipe) on one
@@ -164,6 +161,9 @@ def picture_cost(pairs, network="ViT-B-16", count=200):
             seconds += timer() - begin
         sizes.append(file.tell())
     return sum(sizes) / len(sizes), seconds / len(sizes)
+
+
+# ---------------------------------------------------------------------- training
 
 
 class RandomCache(Cache):
