@@ -2,6 +2,7 @@
 tree."""
 
 import hashlib
+import http.client
 import os
 import shutil
 import tarfile
@@ -58,19 +59,19 @@ def fetch(url, path, expected=None, checksum=None):
     require_space(path.parent, expected and expected - have, path.name)
     lock = Path(tempfile.gettempdir(), f"eclip-{os.getuid()}-{digest(str(path.absolute()))}.lock")
     with alone(lock):  # other ranks and programs wait, then find it
-        if not (path.exists() and _is(path, checksum)):
+        if not (path.exists() and _is(path, expected, checksum)):
             _resume(url, partial, expected)
-            if not _is(partial, checksum):
+            if not _is(partial, expected, checksum):
                 partial.unlink()
-                said = f"what {url} sent is not {path.name}: its checksum differs"
+                said = f"what {url} sent is not {path.name}: its size or checksum differs"
                 raise OSError(f"{said}; it was removed, try again later")
             _tell([place(partial, path)], path.parent)
     return path
 
 
-def _is(path, checksum):
+def _is(path, expected, checksum):
     if checksum is None:
-        return True
+        return expected in (None, path.stat().st_size)
     kind, _, known = checksum.partition(":")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, kind).hexdigest() == known
@@ -83,10 +84,11 @@ def _resume(url, partial, expected):
             return _transfer(url, partial, expected)
         except urllib.error.HTTPError as error:
             raise OSError(f"{url} answers {error.code} {error.reason}") from error
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             # an address that cannot be reached is not asked again, a transfer that broke is
             if attempt + 1 == TRIES or not partial.exists():
-                raise OSError(f"{url}: {getattr(error, 'reason', error)}") from error
+                reason = str(getattr(error, "reason", error)).strip()
+                raise OSError(f"{url}: {reason or type(error).__name__}") from error
             time.sleep(min(attempt, 3))
 
 
@@ -96,16 +98,12 @@ def _transfer(url, partial, expected):
         return
     if expected and have > expected:
         have = 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # what we have is as long as what there is, or longer: from the start
-            raise
-        partial.unlink()
-        have, answer = 0, urllib.request.urlopen(url, timeout=TIMEOUT)
-    if answer.status != 206:  # a server without ranges starts again
-        have = 0
+    answer, have = _answer(url, have)
+    kind, packed = answer.headers.get_content_type(), answer.headers.get("Content-Encoding", "identity")
+    if kind == "text/html" or packed != "identity":
+        answer.close()
+        what = "a web page" if kind == "text/html" else f"what is packed by {packed}"
+        raise OSError(f"it sends {what}, not the file; is there a page to sign in to, or a proxy?")
     length = answer.headers["Content-Length"]
     total = have + int(length) if length else expected
     bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=Path(url).name)
@@ -116,6 +114,24 @@ def _transfer(url, partial, expected):
     arrived = partial.stat().st_size
     if total and arrived < total:
         raise OSError(f"the connection closed after {size(arrived)} of {size(total)}")
+
+
+def _answer(url, have):
+    """What a server sends of a file of which we `have` bytes, and how many of those it leaves out: 0 where it
+    knows no ranges, sends another one, or has no more than we have."""
+    if have:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"})
+        try:
+            answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+            if answer.status != 206:
+                return answer, 0
+            if answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                return answer, have
+            answer.close()
+        except urllib.error.HTTPError as error:
+            if error.code != 416:
+                raise
+    return urllib.request.urlopen(url, timeout=TIMEOUT), 0
 
 
 def place(fresh, path):
@@ -137,13 +153,15 @@ def hub():
     """Other libraries' downloads from the Hugging Face hub: one short look whether it answers, else their
     cache alone, instead of a minute of retries."""
     before, offline = huggingface_hub.constants.HF_HUB_OFFLINE, False
-    look = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
     try:
+        look = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
         urllib.request.urlopen(look, timeout=5).close()
     except urllib.error.HTTPError:
         pass  # it answers
-    except OSError:
+    except (OSError, http.client.HTTPException):
         offline = True
+    except ValueError as error:
+        raise ValueError(f"HF_ENDPOINT: {error}; write it like https://huggingface.co") from error
     huggingface_hub.constants.HF_HUB_OFFLINE = before or offline
     try:
         yield
@@ -180,10 +198,12 @@ def differing(listed, root, contents=False):
     """The files of `unpack` that are not under `root` as they came: by their size, and their digest with
     `contents`."""
 
-    def same(path, count, sha):
-        return path.is_file() and path.stat().st_size == count and (not contents or digest(path) == sha)
+    def same(path, about):
+        if not path.is_file() or not isinstance(about, list) or about[:1] != [path.stat().st_size]:
+            return False
+        return not contents or about[1:] == [digest(path)]
 
-    return [name for name, about in listed.items() if not same(Path(root, name), *about)]
+    return [name for name, about in listed.items() if not same(Path(root, name), about)]
 
 
 def _members(archive):

@@ -4,7 +4,6 @@
 import importlib.metadata
 import json
 import tomllib
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -89,11 +88,7 @@ class Projection(nn.Module, ModelHubMixin):
             return cls.load(own if own.is_file() else path / HUB_FILE, clip)
         if path.is_file() or path.suffix == ".safetensors" or str(where).count("/") != 1:
             return cls.load(path, clip)
-        try:
-            pair = cls.from_pretrained(str(where))
-        except Exception as error:
-            said = f"no projection pair at {where}, here or on the hub"
-            raise FileNotFoundError(f"{said} ({str(error).splitlines()[0][:100]})") from error
+        pair = cls.from_pretrained(str(where))
         pair.require_made_for(clip, where)
         return pair.requires_grad_(False)
 
@@ -113,19 +108,25 @@ class Projection(nn.Module, ModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, where, **options):
-        """A pair that `save_pretrained` wrote, from a folder or a repository on the hub."""
-        with nullcontext() if Path(where).is_dir() else hub():
-            return super().from_pretrained(where, **options)
+        """A pair that `save` or `save_pretrained` wrote, from a file, a folder or a repository on the hub.
+        options: of `hf_hub_download`. Raises FileNotFoundError, ValueError."""
+        path = files.place(where)
+        if path.exists():
+            return cls.load(path / HUB_FILE if path.is_dir() else path)
+        try:
+            with hub():
+                path = hf_hub_download(str(where), HUB_FILE, **options)
+        except (OSError, ValueError) as error:
+            said = f"no projection pair at {str(where)[:100]}, here or on the hub"
+            raise FileNotFoundError(f"{said} ({str(error).splitlines()[0][:100]})") from error
+        return cls.load(path)
 
     def _save_pretrained(self, save_directory):
-        self.save(Path(save_directory, HUB_FILE))
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id, **options):
-        if Path(model_id).is_dir():
-            return cls.load(Path(model_id, HUB_FILE))
-        known = ("revision", "cache_dir", "force_download", "token", "local_files_only")
-        return cls.load(hf_hub_download(model_id, HUB_FILE, **{name: options[name] for name in known}))
+        path, card = Path(save_directory, HUB_FILE), Path(save_directory, "README.md")
+        if path.is_file() and card.is_file():  # of the pair that was there, unless somebody wrote in it
+            made = str(self.load(path).generate_model_card())
+            card.unlink() if card.read_bytes() == made.encode() else None
+        self.save(path)
 
     def generate_model_card(self, *args, **kwargs):
         about = ModelCardData(

@@ -46,8 +46,11 @@ class Record:
         self.path = Path(path)
 
     def read(self) -> dict:
-        """All facts so far; {} where there are none, or half of them."""
-        return files.read_json(self.path)
+        """All facts so far; {} where there are none, half of them, or others than `add` writes."""
+        facts = files.read_json(self.path)
+        whole = all(isinstance(facts.get(kind, {}), dict) for kind in (*GATHERED, "settings"))
+        whole = whole and all(isinstance(part, dict) for part in facts.get("notebooks", {}).values())
+        return facts if whole else {}
 
     def add(self, facts: dict):
         """Facts take the place of those of the same name; of what is `GATHERED` each keeps its own."""

@@ -330,6 +330,7 @@ SPOILT = {  # name of a case: what is done to the place first
     ),
     "COCO: a picture without a name": lambda p: coco(p, lambda a: a["images"][0].update(file_name="")),
     "COCO: a mask of no pixel": first(segmentation={"size": SIZE, "counts": [224 * 224]}),
+    "COCO: a mask between the pixels": first(segmentation=[[0, 20.6, 220, 20.6, 220, 20.62, 0, 20.62]]),
     "COCO: a mask beside the picture": first(segmentation=[[300, 300, 400, 300, 400, 400]]),
     "COCO: an image without a class": lambda p: coco(p, without_notes),
     "COCO: an image id twice": lambda p: coco(p, lambda a: a["images"].append(a["images"][0])),
@@ -498,6 +499,7 @@ COCO: a category out of range | Coco | unknown category 999
 COCO: a picture under two ids | Coco | picture '.*jpg' is there twice
 COCO: a picture without a name | Coco | image 1 has no file_name
 COCO: a mask of no pixel | Coco | prints 1 annotations cover no pixel and are left out .1.
+COCO: a mask between the pixels | Coco | prints 1 annotations cover no pixel and are left out .1.
 COCO: a mask beside the picture | Coco | prints 1 annotations cover no pixel and are left out .1.
 COCO: an image without a class | Coco | prints 1 of 4 images have no class to score and are left out
 COCO: an image id twice | Coco | image id .* twice

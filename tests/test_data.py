@@ -41,11 +41,15 @@ def server():
             if content is None:
                 return self.send_error(404)
             asked = server.ranges and self.headers["Range"]
-            start = int(asked.removeprefix("bytes=").strip("-")) if asked else 0
+            start = int(asked.removeprefix("bytes=").strip("-")) - server.off if asked else 0
             if start >= len(content):
                 return self.send_error(416)
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(content) - start))
+            for header in server.headers.items():
+                self.send_header(*header)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.end_headers()
             end = len(content)
             if server.breaks:
@@ -57,6 +61,7 @@ def server():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.breaks, server.ranges, server.requests = {"file": CONTENT}, 0, True, []
+    server.off, server.headers = 0, {}
     server.url = f"http://127.0.0.1:{server.server_port}/"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -73,6 +78,30 @@ def test_a_broken_transfer_is_taken_up_again(server, tmp_path, ranges):
     path = download.fetch(server.url + "file", tmp_path / "file", len(CONTENT), sha(CONTENT))
     assert path.read_bytes() == CONTENT and len(server.requests) == 3 and list(tmp_path.iterdir()) == [path]
     assert [r is not None for r in server.requests] == [False, True, True]
+
+
+def test_a_server_that_sends_another_range_is_asked_for_all(server, tmp_path):
+    server.off, path = 1, tmp_path / "file"
+    download.partial_of(path).write_bytes(CONTENT[:100])
+    assert download.fetch(server.url + "file", path).read_bytes() == CONTENT
+    assert server.requests == ["bytes=100-", None]
+
+
+@pytest.mark.parametrize(
+    "headers, expected, said",
+    [
+        ({"Content-Encoding": "gzip"}, None, "what is packed by gzip, not the file"),
+        ({"Content-Type": "text/html"}, None, "a web page, not the file"),
+        ({"Transfer-Encoding": "chunked"}, None, "IncompleteRead"),
+        ({}, len(CONTENT) + 1, "size or checksum differs"),
+        ({}, len(CONTENT) - 1, "size or checksum differs"),
+    ],
+)
+def test_what_is_not_the_file_is_refused_without_a_checksum(server, tmp_path, headers, expected, said):
+    server.headers = headers
+    with pytest.raises(OSError, match=said):
+        download.fetch(server.url + "file", tmp_path / "file", expected)
+    assert not (tmp_path / "file").exists()
 
 
 def test_a_killed_download_goes_on_where_it_stopped(server, tmp_path):
@@ -207,6 +236,16 @@ def test_status_and_fetch(small_registry, server, tmp_path, capsys, monkeypatch)
     assert "data_preparation.sh" in printed and "img2dataset" in printed and str(root) in printed
     with pytest.raises(ValueError, match="nothing known of 'mnist'"):
         data.fetch("mnist", root)
+
+
+@pytest.mark.parametrize("pairs, count", [("web:{}/{{0..1}}.tar", 2), ("web:{}", 2), ("csv:{}/0.csv", 1)])
+def test_pairs_are_found_where_training_finds_them(tmp_path, pairs, count):
+    folder = tmp_path / "of [x]"
+    for name in ("0.tar", "1.tar", "0.csv"):
+        eclip.files.write(folder / name, "x")
+    for word, state in ((folder, f"present: {count} files"), (tmp_path / "gone", "missing")):
+        run = eclip.load_profile("demo", device="cpu", pairs=pairs.format(word))
+        assert data.status(run).set_index("part")["state"][run.pairs] == state
 
 
 def test_an_interrupted_fetch_of_two_files_keeps_the_first(small_registry, server, tmp_path, monkeypatch):

@@ -40,6 +40,26 @@ def test_a_folder_holds_the_pair_and_a_card(tmp_path, monkeypatch):
         eclip.Projection.from_pretrained(str(tmp_path))
 
 
+def test_a_pair_is_read_from_wherever_it_lies(tmp_path, monkeypatch):
+    pair, folder = eclip.Projection.load(PAIR), tmp_path / "pair"
+    for network in ("first", "second"):  # the card is of the pair that lies beside it
+        pair.metadata["network"] = network
+        pair.save_pretrained(folder)
+        assert f"| network | `{network}` |" in (folder / "README.md").read_text()
+    (folder / "README.md").write_text("my own words")
+    pair.save_pretrained(folder)
+    assert (folder / "README.md").read_text() == "my own words"
+    (folder / "config.json").write_text("null")  # the mixin's, which no pair needs
+    for place in (folder, folder / "projection.safetensors"):
+        assert digest(eclip.Projection.from_pretrained(place)) == digest(pair)
+    for word in ("./nowhere", tmp_path / "nowhere", "a b/c d"):
+        with pytest.raises(FileNotFoundError, match=f"no projection pair at {word}, here or on the hub"):
+            eclip.Projection.from_pretrained(word)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "hub.example.org")
+    with pytest.raises(FileNotFoundError, match="HF_ENDPOINT: unknown url type"):
+        eclip.Projection.from_pretrained("me/pair")
+
+
 @pytest.fixture()
 def hub():
     """Just enough of the hub: make a repository, take a commit of small files, hand them out again."""

@@ -220,9 +220,24 @@ def test_fewer_images_than_a_dataset_has_and_no_note_at_all_are_no_whole_run(fin
     finished.note("02_last", 0, "complete")
     with pytest.raises(ValueError, match="8 of 1449 images of voc2012"):
         promote("demo")
+    for text in ("null", '{"notebooks": []}', '{"notebooks": {"02_last": null}}', '{"settings": null}'):
+        (finished.out / "run.json").write_text(text)
+        with pytest.raises(ValueError, match="no run.json"):
+            promote("demo")
     (finished.out / "run.json").unlink()
     with pytest.raises(ValueError, match="no run.json"):
         promote("demo")
+
+
+def test_promotion_keeps_a_strangers_note_and_names_what_is_of_an_earlier_run(finished, house):
+    files.write(house / "theirs" / "run.json", '{"mine": 1}')
+    with pytest.raises(ValueError, match="run.json is there, is not of this command"):
+        promote("demo", into=house / "theirs")
+    files.write(house / "runs" / "demo" / "tables" / "old.csv", "")
+    promote("demo", into=house / "ours")
+    (house / "runs" / "demo" / "tables" / "old.csv").unlink()
+    with pytest.warns(UserWarning, match="1 files in .*ours are of an earlier run; .* .old.csv"):
+        promote("demo", into=house / "ours")
 
 
 def test_a_users_mistake_is_one_sentence(monkeypatch, capsys):

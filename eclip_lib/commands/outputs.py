@@ -18,6 +18,7 @@ CURVE = "epoch,loss,lr,seconds"
 PAIR = r'"projection":"\{\\"reads'
 OVERLAY = "eclip explain"
 SCORES = r'\A\{\n "[^\n]*": \{\n  "[^\n]*": -?\d'
+RUN = r'"(notebooks|partial)":\s*[\[{]'
 MAPS = r"(?s)/grid\.npy.*texts\.npy"
 BENCH, AGREEMENT, GROWTH = "what,unit,ours,reference", "setting,mIoU,mSC", "step,size,work"
 # endings of files, whoever writes them

@@ -145,12 +145,12 @@ def require_free(run, books, training):
     if other:
         other = ", ".join(other)
         raise ValueError(f"{files.few([run.out])} holds a run with other {other}; name another --out")
-    made = [run.out / "notebooks" / path.name for path in books] + [run.record.path]
+    made = [run.out / "notebooks" / path.name for path in books]
     made += [run.path("pairs", f"{network}-ECLIP") for network in run.networks if training]
     texts = "".join(path.read_text() for path in books)  # what they save is named in them
     there = [file for kind in ("tables", "figures") for file in (run.place / kind).glob("[!.]*")]
     made += [file for file in there if any(name in texts for name in _written(file.stem))]
-    outputs.require_free(made, [*books, *weights(run)])
+    outputs.require_free([*made, (run.record.path, outputs.RUN)], [*books, *weights(run)])
     outputs.require_run(run.place, made)
 
 

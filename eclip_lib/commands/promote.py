@@ -1,5 +1,7 @@
 """`eclip promote`: what a whole run made is copied to the committed `results/`."""
 
+import warnings
+
 from .. import files
 from ..experiment import load_profile
 from ..networks import checkpoints
@@ -29,10 +31,15 @@ def promote(profile="demo", out=None, into=None, partial=False):
         )
     sources = sorted([*found, *run.out.glob("report.*")])
     targets = [into / source.relative_to(run.out) for source in sources]
-    outputs.require_free([*targets, into / "run.json"], [*sources, run.out / "run.json"])
+    note = (into / "run.json", outputs.RUN)
+    outputs.require_free([*targets, note], [*sources, run.out / "run.json"])
     outputs.require_run(into, targets)
     for source, target in zip(sources, targets, strict=True):
         files.write(target, source.read_bytes())
+    older = {path for kind, suffix in KINDS.items() for path in (into / kind).glob(f"[!.]*.{suffix}")}
+    if older := sorted(older - set(targets)):
+        said = f"{len(older)} files in {into} are of an earlier run; remove those that nothing needs"
+        warnings.warn(f"{said} ({files.few([path.name for path in older])})", stacklevel=2)
     note = files.as_json(facts | ({"partial": wrong} if wrong else {}))
     files.write(into / "run.json", note.replace(f"{files.REPOSITORY}/", ""))
     return [*targets, into / "run.json"]
@@ -46,7 +53,7 @@ def shortcomings(run, facts) -> list[str]:
     states = {path.stem: parts.get(path.stem, {}).get("state", "not run") for path in notebooks(run)}
     found = [f"{name} {state}" for name, state in states.items() if state != "complete"]
     for words, kind in (("with", "changed"), ("without", "dropped")):
-        named = dict.fromkeys(name for part in [facts, *parts.values()] for name in part[kind])
+        named = dict.fromkeys(name for part in [facts, *parts.values()] for name in part.get(kind) or ())
         found += [f"{words} {', '.join(named)}"] if named else []
     whole = {name: about["images"] for name, about in checkpoints.registry()["datasets"].items()}
     seen = {name: count for name, count in facts.get("datasets", {}).items() if name in whole}

@@ -1,6 +1,5 @@
 """`eclip data`: what a profile needs, what of it is here, and how to get the rest."""
 
-import glob
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pandas as pd
 
 from .. import downloads, files
 from ..datasets import load_dataset
+from ..datasets.tars import WebPairs
 from ..networks import checkpoints
 from . import outputs
 
@@ -95,12 +95,21 @@ def _pairs(run):
         state = "missing" if not there else f"partial: {wrong[0]} is not as it came" if wrong else "present"
         size = downloads.size(_bytes(about))
     else:
-        found = glob.glob(place) if kind in ("web", "csv") else [place] if Path(place).exists() else []
-        stored = sum(Path(f).stat().st_size for f in found if Path(f).is_file())
+        found = _found(kind, place)
+        stored = sum(path.stat().st_size for path in found if path.is_file())
         size = downloads.size(stored) if found or not about else f"{about['images']:,} pictures"
         state, checked = (f"present: {len(found)} files", "names") if found else ("missing", "")
     how = "" if state.startswith("present") or not name else f"eclip data fetch {name}"
     return Resource(run.pairs, state, checked, size, place, about["licence"] if about else "its own", how)
+
+
+def _found(kind, place):
+    """The tars that a source of pairs reads, or the one table or folder; [] where there is none."""
+    try:
+        paths = WebPairs(place).parts if kind == "web" else [files.place(place)]
+    except (OSError, ValueError):
+        return []
+    return [path for path in map(Path, paths) if path.exists()]
 
 
 def registered_pairs(pairs):

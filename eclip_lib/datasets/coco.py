@@ -153,7 +153,9 @@ def _area(segmentation, size):
     area = 0
     for polygon in segmentation:
         x, y = (np.clip(polygon[k::2], 0, side) for k, side in enumerate(size))
-        area += abs((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2
+        covered = abs((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2
+        around = np.hypot(x - np.roll(x, -1), y - np.roll(y, -1)).sum()
+        area += covered if covered > around else 0  # a thinner one may lie between the pixels
     return area
 
 
