@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tqdm import auto, std
 
+from . import files
+
 TOLD = "ECLIP_PROGRESS"  # names the file whose content is the line of the bar that moved last
 
 
@@ -36,6 +38,14 @@ def tqdm(*arguments, **options):
     return std.tqdm(*arguments, **options, file=_Line(), ncols=100)
 
 
+def begun(parent):
+    """In a process that was forked from `parent`: it ends when that one does, and its bars have a lock of
+    their own. The one that it inherits may be held by a thread that is not here to let it go."""
+    for bars in (std.tqdm, auto.tqdm):
+        bars.set_lock(threading.RLock())
+    files.end_with(parent)
+
+
 @contextmanager
 def shown():
     """The bars of processes that are started in this block, as one line below the bar that is there; in a log
@@ -46,8 +56,6 @@ def shown():
 
         def follow():
             last = ""
-            if done.wait(PAUSE[0]):  # processes are forked first: none may inherit the lock of a bar
-                return
             with std.tqdm(bar_format="{desc}", position=1, leave=False, disable=not terminal) as bar:
                 while not done.wait(PAUSE[not terminal]):
                     line = told.read_text() if told.exists() else ""

@@ -1,15 +1,20 @@
 """The runner: order, skipping, failures, and what it leaves behind, on tiny notebooks made for it."""
 
+import io
 import json
+import os
 import re
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
 import pytest
 from in_place import execute_in_place
+from tqdm import auto, std
 from typer.testing import CliRunner
 
-from eclip_lib import cli, files
+from eclip_lib import cli, files, progress
 from eclip_lib.commands import notebooks
 from eclip_lib.commands.promote import promote
 from eclip_lib.experiment import load_profile
@@ -185,6 +190,20 @@ def finished(house, monkeypatch):
     for path in notebooks.notebooks():
         run.note(path.stem, 0, "complete")
     return run
+
+
+def a_bar():
+    return len(list(auto.tqdm(range(3), file=io.StringIO())))
+
+
+def test_a_process_does_not_wait_for_a_bar_that_was_held_when_it_was_forked():
+    with auto.tqdm.get_lock(), std.tqdm.get_lock():  # by another thread than those of the new process
+        processes = ProcessPoolExecutor(1, get_context("fork"), progress.begun, [os.getpid()])
+        try:
+            assert processes.submit(a_bar).result(timeout=60) == 3
+        finally:
+            for process in processes._processes.values():
+                process.kill()
 
 
 def test_promotion_copies_tables_pairs_the_report_and_where_they_come_from(finished, house):

@@ -126,7 +126,7 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
     total, at_once, common = len(waiting), _at_once(run.device), preflight.inputs(run)
     provenance.device_name(run.device)  # asked before processes are forked, in which CUDA cannot be asked
     busy = f"another `eclip reproduce` is at work in {run.out}; wait for it, or name another --out"
-    processes = ProcessPoolExecutor(at_once, initializer=files.end_with, initargs=[os.getpid()])
+    processes = ProcessPoolExecutor(at_once, initializer=progress.begun, initargs=[os.getpid()])
     with files.alone(run.out / ".lock", busy), progress.shown(), processes as pool:
         while waiting or running:
             unfinished = [*waiting, *running.values()]
