@@ -680,6 +680,10 @@ def test_pairs_and_rows_that_differ_are_kept(place, monkeypatch):
         assert run(monkeypatch, *train, "--seed", seed) is None
         assert len(list(place.glob("p.safe*"))) == len(list(place.glob("p.csv*"))) == there
         assert before <= {path.read_bytes() for path in place.glob("p.*")}
+    place.joinpath("p.safetensors").rename(place / "mine.safetensors")  # its curve stays
+    curve = place.joinpath("p.csv").read_bytes()
+    assert run(monkeypatch, *train, "--seed", 3) is None
+    assert curve in {path.read_bytes() for path in place.glob("p.csv.replaced-*")}
     evaluate = ["evaluate", "clip", "--networks", "scenes-ViT-32", "--datasets", "scenes", "--limit", 1]
     for there, changed in ((1, ""), (1, "x"), (2, "")):
         assert run(monkeypatch, *evaluate, "--out", place / "rows") is None

@@ -46,11 +46,13 @@ def folder(word) -> Path:
 
 def replace(path, data, *beside):
     """Write what was long in the making: where another one is there, it and the files `beside` it stay under
-    further names, which is said."""
+    further names, which is said; files beside one that is gone as well."""
     old, data = Path(os.path.realpath(path)), data.encode() if isinstance(data, str) else data
-    if old.is_file() and old.read_bytes() not in (b"", data):
-        kept = [files.set_aside(file) for file in (old, *beside) if file.is_file()]
-        warnings.warn(f"another {path} was there; it is kept as {kept[0].name}", stacklevel=3)
+    if not old.is_file() or old.read_bytes() not in (b"", data):
+        for file in filter(Path.is_file, (old, *beside)):
+            warnings.warn(
+                f"another {file} was there; it is kept as {files.set_aside(file).name}", stacklevel=3
+            )
     files.write(path, data)
 
 
