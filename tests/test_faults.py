@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 import eclip_lib as eclip
 from eclip_lib import feature_cache as caching
 from eclip_lib import files, training
-from eclip_lib.commands import bench, cluster
+from eclip_lib.commands import bench, boundary, cluster
 from eclip_lib.datasets.image_text import ScenePairs
 from eclip_lib.datasets.scenes import Scenes
 
@@ -157,6 +157,17 @@ def test_a_killed_worker_is_one_sentence(tmp_path, monkeypatch):
     train = ["train", *TRAIN[:1], tmp_path / "pair.safetensors", *TRAIN[1:-1], 1, "--cache", tmp_path]
     for command in (train, [*EVALUATE, "--workers", 1]):
         assert "a process that decodes images was killed" in run(monkeypatch, *command)
+
+
+class Untold:
+    def __del__(self):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+
+def test_a_worker_killed_while_something_is_deleted_leaves_no_traceback(monkeypatch, capfd):
+    monkeypatch.setattr("sys.unraisablehook", boundary.unraisable)
+    Untold()
+    assert not capfd.readouterr().err
 
 
 def test_a_ray_that_does_not_start_is_one_sentence(tmp_path, monkeypatch):

@@ -14,6 +14,13 @@ def note(message, category, filename, lineno, file=None, line=None):
         print(text, file=sys.stderr)
 
 
+def unraisable(error):
+    """torch tells of a killed worker wherever this process is then, in a destructor too, where it is lost; the
+    next batch tells it again."""
+    if "DataLoader worker" not in str(error.exc_value):
+        sys.__unraisablehook__(error)
+
+
 def sentence(error):
     """What a user reads: the sentence of a mistake; of anything else its kind and first line, and how to see
     more."""
@@ -47,10 +54,12 @@ def run(app):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = note
+        warnings.showwarning, sys.unraisablehook = note, unraisable
         try:
             sys.exit(app(prog_name="eclip", standalone_mode=False))
         except Exception as error:
             if debug:
                 raise
             sys.exit((text := sentence(error)) and f"eclip: {text}")
+        finally:
+            sys.unraisablehook = sys.__unraisablehook__

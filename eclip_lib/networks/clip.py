@@ -5,6 +5,7 @@ the projection, because CLIP, ECLIP and RCLIP differ only in the `Projection` th
 
 import copy
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -36,14 +37,19 @@ def to_batch(images, device):
 def loaded(dataset, batch_size, workers=0, **options):
     """A torch dataset in lists of `batch_size` items, decoded in `workers` processes, at most one a core of
     this machine. Raises OSError where one of them is killed."""
-    options |= {"num_workers": min(workers, files.cores()), "collate_fn": list}
+    options |= {"num_workers": min(workers, files.cores()), "collate_fn": list, "worker_init_fn": _silent}
     try:
         yield from DataLoader(dataset, batch_size, **options)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two in the middle of a batch
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         said = "a process that decodes images was killed, mostly because memory ran out"
         raise OSError(f"{said}; run again with fewer workers (-p workers 0)") from error
+
+
+def _silent(worker):
+    """What goes wrong in a worker is told by the process that reads from it."""
+    sys.excepthook = lambda *_: None
 
 
 def _to_rgb(image):
