@@ -1,5 +1,5 @@
-"""What `eclip bench` measures about growth: time and memory of each step as its data grow. Every size runs in a
-fresh process on one thread; processor time counts, so that a busy machine changes little."""
+"""What `eclip bench` measures about growth: time and memory of each step as its data grow. Every size runs in
+a fresh process on one thread; processor time counts, so that a busy machine changes little."""
 
 import re
 import resource
@@ -123,9 +123,9 @@ def measured(step, size):
 
 
 def growth(steps=STEPS):
-    """Seconds and memory of each step and size -> DataFrame: step, size, work (images, classes, texts, pairs or
-    tokens), seconds, MiB, and `steepness`, the power of the work by which the time grew since the size before:
-    1 where it grows as its work does."""
+    """Seconds and memory of each step and size -> DataFrame: step, size, work (images, classes, texts, pairs
+    or tokens), seconds, MiB, and `steepness`, the power of the work by which the time grew since the size
+    before: 1 where it grows as its work does."""
     lines = []
     sizes = [(step, size) for step, each in steps.items() for size in each]
     for step, size in tqdm(sizes, desc="growth", unit="size"):

@@ -15,8 +15,8 @@ def note(message, category, filename, lineno, file=None, line=None):
 
 
 def unraisable(error):
-    """torch tells of a killed worker wherever this process is then, in a destructor too, where it is lost; the
-    next batch tells it again."""
+    """torch tells of a killed worker wherever this process is then, in a destructor too, where it is lost;
+    the next batch tells it again."""
     if "DataLoader worker" not in str(error.exc_value):
         sys.__unraisablehook__(error)
 

@@ -29,8 +29,8 @@ SECONDS = BENCHMARKS / "photos.csv"  # of a core, by `passes.py`
 # `PUBLIC_RATE`
 ASSUMED_RATE = 30e12
 PUBLIC_IMAGES = 3356
-# bytes of a stored picture, seconds of a core to decode and augment it: `bench_training.picture_cost("coco:…",
-# count=395)` on 79 photos of COCO
+# bytes of a stored picture, seconds of a core to decode and augment it:
+# `bench_training.picture_cost("coco:…", count=395)` on 79 photos of COCO
 PICTURE = (24e3, 1.9e-3)
 BEYOND = ("CLIP's own", "pixel saliency", "noise")  # the masks of the first ViT, see `pooling_ablation`
 

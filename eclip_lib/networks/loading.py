@@ -180,8 +180,8 @@ def _from_tag(network, tag):
             return open_clip.create_model(network, tag, force_quick_gelu=quick)
     except Exception as error:
         raise ValueError(
-            f"the weights {tag_said!r} of {network} are neither in the cache nor could they be downloaded; give "
-            f"`pretrained` the path of a local checkpoint, or None for random weights ({reason(error)})"
+            f"the weights {tag_said!r} of {network} are neither in the cache nor could they be downloaded; "
+            f"give `pretrained` the path of a local checkpoint, or None for random weights ({reason(error)})"
         ) from error
 
 
