@@ -5,8 +5,8 @@ A source is cut into `parts` (a tar file, or so many pairs), the unit that is ca
 worker. `read(part)` lists (key, payload, caption): the payload None without a picture, False with several;
 the caption "" where there is none, None where it is not UTF-8. `open(payload)` decodes one image. A key seeds
 what is drawn for a pair; `place(part, key)` is what a reader calls it. `about` says what kind of source it
-is, `names` what its parts are called, `inputs` are the files that it reads, and `state(part)` changes when the
-content of a part does. `first(count)` is the same source cut to its first pairs."""
+is, `names` what its parts are called, `inputs` are the files that it reads, and `state(part)` changes when
+the content of a part does. `first(count)` is the same source cut to its first pairs."""
 
 import copy
 import os
