@@ -19,7 +19,8 @@ from . import controls
 
 TABLE_1, TABLE_2 = ["clip", "rclip", "eclip"], ["clip", "grad_cam", "bi_model", "rclip", "eclip"]
 KEYS = ["dataset", "network", "method"]
-LATER = ["clip_surgery", "mask_clip", "sclip", "gem", "legrad", "rollout"]
+LATER = ["clip_surgery", "mask_clip", "sclip", "gem", "legrad"]  # as far as the sheets show them
+LATER += ["grad_eclip", "clear_clip", "naclip", "rollout"]
 
 
 def has_pair(run):
