@@ -84,6 +84,21 @@ def test_the_registry_says_what_a_method_needs(method, vit, resnet):
         torch.testing.assert_close(selected, every[index[:, 0], index[:, 1]].detach(), **CLOSE)
 
 
+def test_methods_of_one_batch_share_the_blocks_they_have_in_common(vit):
+    text, batch, index = vit.encode_text(TEXTS), images(), torch.tensor([[1, 0], [0, 2], [1, 1]])
+    shared, seen = Shared(vit, batch), []
+    options = {"eclip": {"projection": vit.projection}}
+    made = {method: eclip.explainer(method, vit, **options.get(method, {})) for method in REGISTRY}
+    alone = {method: eclip.maps(explain, batch, text, index) for method, explain in made.items()}
+    first = vit.model.visual.transformer.resblocks[0].mlp
+    hook = first.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
+    for method, explain in made.items():
+        torch.testing.assert_close(eclip.maps(explain, batch, text, index, shared), alone[method], **CLOSE)
+    hook.remove()
+    # for the last block, for the second half, and for rollout, which reads the attention of every block
+    assert seen == [len(batch)] * 3
+
+
 def test_an_identity_is_the_method_and_what_its_options_contain(vit):
     pair = eclip.Projection(128, 128, 128)
     one, other = (eclip.explainer("eclip", vit, projection=p).identity for p in (pair, vit.projection))

@@ -1,9 +1,10 @@
 """The one contract of explainers: a callable (images [B, 3, S, S], text [T, Ct]) -> [B, T, h, w], higher
 where the text is more relevant.
 
-`FeatureMap` needs nothing but CLIP's features, so several share one forward pass. `PairMap` explains one
-(image, text) pair at a time, with a backward pass, so only the pairs that are asked for are computed. Any
-plain callable is an explainer too; `maps` asks all three for selected pairs."""
+`FeatureMap` needs nothing but CLIP's features, or what its blocks gave on the way there, so several share one
+forward pass. `PairMap` explains one (image, text) pair at a time, with a backward pass, so only the pairs
+that are asked for are computed. Any plain callable is an explainer too; `maps` asks all three for selected
+pairs."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -11,33 +12,49 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from ..method import ImageFeatures, itsm, score
+from ..method import itsm, score
 from ..networks.clip import to_batch
+from ..networks.encoders import in_steps
 
 CHUNK = 32  # pairs a backward pass holds at once
 
 
 class FeatureMap:
-    """`of_features`: (`ImageFeatures` of B images, text [T, Ct]) -> [B, T, h, w]."""
+    """`of_features`: (`ImageFeatures` of B images, text [T, Ct]) -> [B, T, h, w]; with `blocks`, what comes
+    out of so many of CLIP's blocks (`encoders.partway`) stands in the place of the features."""
 
-    def __init__(self, clip, of_features: Callable[[ImageFeatures, torch.Tensor], torch.Tensor]):
-        self.clip, self.of_features = clip, of_features
+    def __init__(self, clip, of_features: Callable[..., torch.Tensor], blocks: int | None = None):
+        self.clip, self.of_features, self.blocks = clip, of_features, blocks
+
+    def of_shared(self, shared, text):
+        given = shared.features if self.blocks is None else shared.partway(self.blocks)
+        return self.of_features(given, text)
 
     def __call__(self, images, text):
-        return self.of_features(self.clip.encode_image(images), text)
+        if self.blocks is None:  # the features differentiable in the images
+            return self.of_features(self.clip.encode_image(images), text)
+        return self.of_shared(Shared(self.clip, images), text)
 
 
 class PairMap:
     """`explain`: (images [B, 3, S, S], text [T, Ct], index [P, 2] of image and text) -> [P, h, w], P at most
-    `CHUNK`."""
+    `CHUNK`. With `clip` and `blocks` in place of the images, for each of the pairs, what comes out of so many
+    of CLIP's blocks (`encoders.partway`), [P, …]: each image runs once through what no gradient needs, and
+    everything after it is differentiable."""
 
-    def __init__(self, explain: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]):
-        self.explain = explain
+    def __init__(self, explain: Callable[..., torch.Tensor], clip=None, blocks: int | None = None):
+        self.explain, self.clip, self.blocks = explain, clip, blocks
 
-    def pairs(self, images, text, index):
-        images = images.to(text.device)
+    def pairs(self, images, text, index, shared=None):
+        if self.blocks is None:
+            images = images.to(text.device)
+            begin = lambda part: images  # noqa: E731
+        else:
+            x = (shared or Shared(self.clip, images)).partway(self.blocks)
+            begin = lambda part: x[part[:, 0]].requires_grad_()  # noqa: E731
         with torch.enable_grad():
-            return torch.cat([self.explain(images, text, part) for part in index.split(CHUNK)]).detach()
+            every = [self.explain(begin(part), text, part) for part in index.split(CHUNK)]
+        return torch.cat(every).detach()
 
     def __call__(self, images, text):
         return self.pairs(images, text, every_pair(images, text)).unflatten(0, (len(images), len(text)))
@@ -49,14 +66,32 @@ def every_pair(images, text):
 
 
 class Shared:
-    """CLIP's features of some images, computed when the first `FeatureMap` of that CLIP asks for them."""
+    """CLIP's features of some images and what its blocks gave on the way there, computed when the first
+    explainer of that CLIP asks for them."""
 
     def __init__(self, clip, images):
-        self.clip, self.images = clip, images
+        self.clip, self.images, self._known = clip, images, {}
 
     @cached_property
+    @torch.no_grad()
     def features(self):
-        return self.clip.encode_image(self.images)
+        own = self.clip.precision == "fp32" and self.clip.backbone is None
+        steps = in_steps(self.clip.model.visual) if own else None
+        if steps is None:
+            return self.clip.encode_image(self.images)
+        return steps.finish(steps.blocks[-1](self.partway(-1)))
+
+    @torch.no_grad()
+    def partway(self, blocks):
+        """What comes out of the first `blocks` blocks, see `encoders.partway`; from the nearest that is
+        known."""
+        begin, every, _ = in_steps(self.clip.model.visual)
+        count = range(len(every) + 1)[blocks if blocks >= 0 else blocks - 1]
+        known = [k for k in self._known if k <= count]
+        x = self._known[max(known)] if known else begin(self.images.to(self.clip.device))
+        for block in every[max(known, default=0) : count]:
+            x = block(x)
+        return self._known.setdefault(count, x)
 
 
 def maps(
@@ -68,12 +103,15 @@ def maps(
 ):
     """The maps of selected pairs: index [P, 2] of image and text -> [P, h, w], without a gradient. shared:
     the features of these images, for several explainers of one batch."""
-    if hasattr(explain, "pairs"):
+    own = shared if shared is not None and getattr(explain, "clip", None) is shared.clip else None
+    if isinstance(explain, PairMap):
+        return explain.pairs(images, text, index, own)
+    if hasattr(explain, "pairs"):  # of one's own
         with torch.enable_grad():
             return explain.pairs(images, text, index).detach()
     with torch.no_grad():
-        if shared is not None and isinstance(explain, FeatureMap) and explain.clip is shared.clip:
-            every = explain.of_features(shared.features, text)
+        if own and isinstance(explain, FeatureMap):
+            every = explain.of_shared(own, text)
         else:
             every = explain(images, text)
         return every[index[:, 0], index[:, 1]]
@@ -88,14 +126,6 @@ def vit_blocks(clip, method):
             "none"
         )
     return blocks
-
-
-@torch.no_grad()
-def once_an_image(begin, images, index):
-    """begin(images) for every pair [P, …]; each image runs once through what no gradient needs. Requires a
-    gradient, so that everything after it is differentiable."""
-    used, place = index[:, 0].unique(return_inverse=True)
-    return begin(images[used])[place].requires_grad_()
 
 
 @torch.no_grad()

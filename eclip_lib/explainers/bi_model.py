@@ -5,13 +5,11 @@ R starts as the identity; for each chosen block in order R ← R + cam R with ca
 max(gradient ⊙ attention, 0), the gradient being that of the image-text logit with its scale; the map is the
 class token's row of R. ViT only."""
 
-from functools import partial
-
 import torch
 
 from ..method import score
-from ..networks.encoders import finish_vit, residual_block, vit_tokens
-from .base import PairMap, once_an_image, vit_blocks
+from ..networks.encoders import finish_vit, residual_block
+from .base import PairMap, vit_blocks
 
 
 def bi_model(clip, layers="last"):
@@ -21,10 +19,9 @@ def bi_model(clip, layers="last"):
     if layers not in ("last", "all"):
         raise ValueError(f"layers is 'last' or 'all', not {layers!r}")
     first = len(blocks) - 1 if layers == "last" else 0
-    begin = partial(vit_tokens, visual, blocks=first)
 
-    def explain(images, text, index):
-        x, attention = once_an_image(begin, images, index), []
+    def explain(x, text, index):
+        attention = []
         for block in blocks[first:]:
             x, inside = residual_block(block, x)
             attention.append(inside.weights)
@@ -37,4 +34,4 @@ def bi_model(clip, layers="last"):
             relevance = relevance + cam @ relevance
         return relevance[:, 0, 1:].unflatten(1, features.grid)
 
-    return PairMap(explain)
+    return PairMap(explain, clip, first)

@@ -34,8 +34,10 @@ import torch.nn.functional as F
 
 from ..method import ImageFeatures, score, similarity
 from ..networks import encoders
-from ..networks.encoders import attention_output, finish_vit, residual_block, vit_tokens
-from .base import vit_blocks
+from ..networks.encoders import attention_output, finish_vit, residual_block
+from .base import FeatureMap, vit_blocks
+
+STAGES = 4  # of a ResNet
 
 
 def _self_attention(z, inside, near=0):
@@ -50,28 +52,26 @@ def _with_last_block(clip, method, mix, attention_alone=False):
     """attention_alone: the output of the block's attention, and nothing else, to the final layer norm."""
     last, visual = vit_blocks(clip, method)[-1], clip.model.visual
 
-    def explain(images, text):
-        x = vit_tokens(visual, images.to(clip.device), -1)
+    def explain(x, text):
         if attention_alone:
             x = attention_output(last, mix(encoders.attention_of(last, x)))
         else:
             x = residual_block(last, x, mix)[0]
         return similarity(finish_vit(visual, x), text, clip.projection)
 
-    return explain
+    return FeatureMap(clip, explain, -1)
 
 
 def mask_clip(clip):
     if clip.pools == "feature_map":
         visual = clip.model.visual
 
-        def explain(images, text):
-            x = encoders.last_stage(visual, images.to(clip.device))
+        def explain(x, text):
             values = visual.attnpool.v_proj(x.flatten(2).transpose(1, 2))
             features = ImageFeatures(values.mean(1), values, tuple(x.shape[2:]))
             return similarity(features, text, clip.projection)
 
-        return explain
+        return FeatureMap(clip, explain, STAGES)
     return _with_last_block(clip, "mask_clip", lambda inside: inside.values)
 
 
@@ -102,19 +102,20 @@ def naclip(clip):
 
 
 def _second_path(clip, method, mix):
-    """-> a function of images that gives (features of the second path, class token of the network's own)."""
+    """-> (number of blocks before it, a function of what they give that gives (features of the second path,
+    class token of the network's own))."""
     blocks, visual = vit_blocks(clip, method), clip.model.visual
     first = len(blocks) - min(6, len(blocks) // 2)
 
-    def encode(images):
-        second = x = vit_tokens(visual, images.to(clip.device), first)
+    def encode(x):
+        second = x
         for block in blocks[first:]:
             size = block.ln_1(x).norm(dim=-1).mean(-1)
             x, inside = residual_block(block, x)
             second = second + attention_output(block, mix(inside, size))
         return finish_vit(visual, second), finish_vit(visual, x).class_token
 
-    return encode
+    return first, encode
 
 
 def _value_value(inside, size=None):
@@ -131,12 +132,13 @@ def clip_surgery(clip, redundant=None):
     if clip.pools == "feature_map":
         visual = clip.model.visual
 
-        def encode(images):
-            x = encoders.last_stage(visual, images.to(clip.device))
+        def encode(x):
             features = encoders.finish_resnet(visual, x, _value_value)
             return features, features.class_token
+
+        blocks = STAGES
     else:
-        encode = _second_path(clip, "clip_surgery", _value_value)
+        blocks, encode = _second_path(clip, "clip_surgery", _value_value)
 
     @cache
     def empty():
@@ -146,8 +148,8 @@ def clip_surgery(clip, redundant=None):
             text = clip.encode_text([template("") for template in TEMPLATES])
         return F.normalize(F.normalize(clip.projection.text(text), dim=-1).mean(0), dim=-1)
 
-    def explain(images, text):
-        features, class_token = encode(images)
+    def explain(x, text):
+        features, class_token = encode(x)
         maps = similarity(features, text, clip.projection)
         if redundant == "empty" or (redundant is None and len(text) == 1):
             tokens = F.normalize(clip.projection.image(features.tokens), dim=-1)
@@ -159,7 +161,7 @@ def clip_surgery(clip, redundant=None):
         maps = maps * (weight / weight.mean(-1, keepdim=True))[:, :, None, None]
         return maps - maps.mean(1, keepdim=True)
 
-    return explain
+    return FeatureMap(clip, explain, blocks)
 
 
 # CLIP's prompts for ImageNet and five about scenes, as in CLIP Surgery's code
@@ -184,8 +186,8 @@ def _self_self(inside, size):
 
 
 def gem(clip):
-    encode = _second_path(clip, "gem", _self_self)
-    return lambda images, text: similarity(encode(images)[0], text, clip.projection)
+    blocks, encode = _second_path(clip, "gem", _self_self)
+    return FeatureMap(clip, lambda x, text: similarity(encode(x)[0], text, clip.projection), blocks)
 
 
 # ---------------------------------------------------------------------- no text at all
@@ -194,8 +196,8 @@ def gem(clip):
 def rollout(clip):
     blocks, visual = vit_blocks(clip, "rollout"), clip.model.visual
 
-    def explain(images, text):
-        x, flow = encoders.embed_vit(visual, images.to(clip.device)), None
+    def explain(x, text):
+        flow = None
         for block in blocks:
             x, inside = residual_block(block, x)
             itself = torch.eye(x.shape[1], device=x.device)
@@ -203,4 +205,4 @@ def rollout(clip):
             flow = step if flow is None else step @ flow
         return flow[:, None, 0, 1:].unflatten(-1, tuple(visual.grid_size)).expand(-1, len(text), -1, -1)
 
-    return explain
+    return FeatureMap(clip, explain, 0)

@@ -2,14 +2,12 @@
 
 Target layer: on a ViT the first layer norm of the last block, on the grid; on a ResNet the last stage."""
 
-from functools import partial
-
 import torch
 from torch import nn
 
 from ..method import score
-from ..networks.encoders import finish_resnet, finish_vit, resnet_stages, vit_tokens
-from .base import PairMap, once_an_image
+from ..networks.encoders import in_steps
+from .base import PairMap
 
 
 class _Cosines(nn.Module):
@@ -20,11 +18,8 @@ class _Cosines(nn.Module):
         self.model, self.clip, self.text = clip.model, clip, text
 
     def forward(self, x):
-        visual = self.model.visual
-        if self.clip.is_vit:
-            features = finish_vit(visual, visual.transformer.resblocks[-1](x))
-        else:
-            features = finish_resnet(visual, visual.layer4(x))
+        steps = in_steps(self.model.visual)
+        features = steps.finish(steps.blocks[-1](x))
         return score(features.class_token, self.text, self.clip.projection)
 
 
@@ -42,15 +37,13 @@ def grad_cam(clip):
     if not clip.is_vit and not hasattr(visual, "layer4"):
         raise ValueError(f"grad_cam knows the layers of OpenAI's ViTs and ResNets; {clip.network} is neither")
     layer = visual.transformer.resblocks[-1].ln_1 if clip.is_vit else visual.layer4
-    begin = partial(vit_tokens, visual, blocks=-1) if clip.is_vit else partial(resnet_stages, visual)
 
     def to_grid(tokens):
         return tokens[:, 1:].transpose(1, 2).unflatten(2, tuple(visual.grid_size))
 
-    def explain(images, text, index):
-        x = once_an_image(begin, images, index)  # nothing else requires a gradient: the weights are locked
+    def explain(x, text, index):  # nothing but x requires a gradient: the weights are locked
         with GridCAM(_Cosines(clip, text), [layer], to_grid if clip.is_vit else None) as cam:
             maps = cam(x, [ClassifierOutputTarget(t) for t in index[:, 1].tolist()])
-        return torch.from_numpy(maps).to(images.device)
+        return torch.from_numpy(maps).to(x.device)
 
-    return PairMap(explain)
+    return PairMap(explain, clip, -1)

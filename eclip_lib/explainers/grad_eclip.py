@@ -8,27 +8,24 @@ softmax. The authors' code lets that attention run with one head, so that its S 
 query and keys through the output layer before their cosine; here it has the network's own heads, and q and k
 as they are. ViT only."""
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 
 from ..method import score
-from ..networks.encoders import finish_vit, residual_block, vit_tokens
-from .base import PairMap, once_an_image, vit_blocks
+from ..networks.encoders import finish_vit, residual_block
+from .base import PairMap, vit_blocks
 
 
 def grad_eclip(clip):
     last, visual = vit_blocks(clip, "grad_eclip")[-1], clip.model.visual
 
-    def explain(images, text, index):
+    def explain(before, text, index):
         taken = []
 
         def mix(inside):
             taken.append(inside.weights @ inside.values)
             return taken[0]
 
-        before = once_an_image(partial(vit_tokens, visual, blocks=-1), images, index)
         x, inside = residual_block(last, before, mix)
         features = finish_vit(visual, x)
         scores = score(features.class_token, text, clip.projection)[torch.arange(len(index)), index[:, 1]]
@@ -40,4 +37,4 @@ def grad_eclip(clip):
         channels = (gradient[:, :, :1] * inside.values[:, :, 1:]).sum((1, 3))
         return (near * channels).clamp_min(0).unflatten(1, features.grid)
 
-    return PairMap(explain)
+    return PairMap(explain, clip, -1)

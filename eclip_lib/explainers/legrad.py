@@ -5,13 +5,11 @@ For each of the last `layers` blocks the target is the cosine between the text a
 taken through the final layer norm and the projection; the map is the positive part of its gradient by the
 block's attention, mean over heads and queries, summed over the blocks. ViT only."""
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 
-from ..networks.encoders import residual_block, vit_tokens
-from .base import PairMap, once_an_image, vit_blocks
+from ..networks.encoders import residual_block
+from .base import PairMap, vit_blocks
 
 
 def legrad(clip, layers=2):
@@ -20,10 +18,8 @@ def legrad(clip, layers=2):
     if not 1 <= layers <= len(blocks):
         raise ValueError(f"layers is 1 to {len(blocks)} on {clip.network}, not {layers}")
     first = len(blocks) - layers
-    begin = partial(vit_tokens, visual, blocks=first)
 
-    def explain(images, text, index):
-        x = once_an_image(begin, images, index)
+    def explain(x, text, index):
         words = F.normalize(clip.projection.text(text), dim=-1)[index[:, 1]]
         relevance = 0
         for block in blocks[first:]:
@@ -33,4 +29,4 @@ def legrad(clip, layers=2):
             relevance = relevance + gradient.clamp_min(0).mean((1, 2))
         return relevance[:, 1:].unflatten(1, tuple(visual.grid_size))
 
-    return PairMap(explain)
+    return PairMap(explain, clip, first)

@@ -22,7 +22,7 @@ from ..downloads import hub
 from ..method import ImageFeatures
 from . import demo
 from .checkpoints import obtain, registered, registry
-from .encoders import residual_block, vit_tokens
+from .encoders import partway, residual_block
 from .state_dicts import load_into, read_checkpoint
 
 GRID = (14, 14)  # of masks that have none of their own
@@ -89,7 +89,7 @@ def clip_attention(clip, images: torch.Tensor) -> torch.Tensor:
     if not clip.is_vit:
         raise ValueError(f"{clip.network} is no ViT: it has no class-token attention layer")
     visual = clip.model.visual
-    x = vit_tokens(visual, images.to(clip.device), -1)
+    x = partway(visual, images.to(clip.device), -1)
     return residual_block(visual.transformer.resblocks[-1], x)[1].weights.mean(1)[:, 0, 1:]
 
 

@@ -12,8 +12,10 @@ the identity: the map compares what the head makes of each token, and ECLIP's pa
 
 Together with `clip.py` the only place that knows open_clip's insides."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,24 +54,37 @@ def pools_class_token(visual):
     return isinstance(visual, VisionTransformer) and not visual.attn_pool and visual.pool_type == "tok"
 
 
+class Steps(NamedTuple):
+    """An image encoder in steps. `begin`: [B, 3, H, W] -> what the first block reads, of a ViT [B, 1 + N, C],
+    of a ResNet [B, C, h, w]; `blocks`: a ViT's residual blocks, a ResNet's stages; `finish`: what the last of
+    them gives -> `ImageFeatures`."""
+
+    begin: Callable
+    blocks: Sequence[Callable]
+    finish: Callable
+
+
+def in_steps(visual):
+    """-> `Steps` of open_clip's own ViTs and ResNets, None of any other encoder."""
+    if isinstance(visual, VisionTransformer):
+        return Steps(visual._embeds, visual.transformer.resblocks, partial(finish_vit, visual))
+    if isinstance(visual, ModifiedResNet):
+        stages = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
+        return Steps(visual.stem, stages, partial(finish_resnet, visual))
+    return None
+
+
 def image_features(visual, images):
     """[B, 3, H, W] -> `ImageFeatures`, differentiable in `images`."""
-    if isinstance(visual, VisionTransformer):
-        return finish_vit(visual, visual.transformer(embed_vit(visual, images)))
-    if isinstance(visual, ModifiedResNet):
-        return finish_resnet(visual, last_stage(visual, images))
-    return _timm(visual, images)
+    steps = in_steps(visual)
+    return steps.finish(partway(visual, images, None)) if steps else _timm(visual, images)
 
 
-def embed_vit(visual, images):
-    """[B, 3, H, W] -> [B, 1 + N, C], what the first block of a ViT reads."""
-    return visual._embeds(images)
-
-
-def vit_tokens(visual, images, blocks):
-    """A ViT's tokens after its first `blocks` blocks (-1: all but the last): [B, 1 + N, C]."""
-    x = embed_vit(visual, images)
-    for block in visual.transformer.resblocks[:blocks]:
+def partway(visual, images, blocks):
+    """What comes out of the first `blocks` blocks of `in_steps` (-1: all but the last; None: all)."""
+    begin, every, _ = in_steps(visual)
+    x = begin(images)
+    for block in every[:blocks]:
         x = block(x)
     return x
 
@@ -86,16 +101,6 @@ def _alone(pool, x):
     single = pool.ln_k(x).flatten(0, 1)[:, None]
     query = pool.ln_q(pool.query[:1]).expand(len(single), -1, -1)
     return pool.attn(query, single, single, need_weights=False)[0].unflatten(0, x.shape[:2])[:, :, 0]
-
-
-def resnet_stages(visual, images):
-    """[B, 3, H, W] -> what the last stage of a ResNet reads, [B, C, h, w]."""
-    return visual.layer3(visual.layer2(visual.layer1(visual.stem(images))))
-
-
-def last_stage(visual, images):
-    """[B, 3, H, W] -> what the last stage of a ResNet gives, [B, C, h, w]."""
-    return visual.layer4(resnet_stages(visual, images))
 
 
 def finish_resnet(visual, x, mix=None):

@@ -33,7 +33,8 @@ def less_the_mean(explain):
         return found - found.mean(1, keepdim=True)
 
     if isinstance(explain, FeatureMap):
-        return FeatureMap(explain.clip, lambda features, text: centred(explain.of_features(features, text)))
+        of_features = lambda given, text: centred(explain.of_features(given, text))  # noqa: E731
+        return FeatureMap(explain.clip, of_features, explain.blocks)
     return lambda images, text: centred(explain(images, text))
 
 
