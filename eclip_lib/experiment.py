@@ -14,7 +14,7 @@ from . import files
 from .datasets import load_dataset
 from .datasets.image_text import load_pairs
 from .evaluation import evaluate
-from .evaluation.evaluator import COLUMNS, labelled, read_rows
+from .evaluation.evaluator import COLUMNS, MORE, labelled, read_rows
 from .feature_cache import cache_features
 from .networks.attention import load_attention, mask_identity
 from .networks.loading import load_clip
@@ -160,20 +160,22 @@ class Run(Results):
         dataset = self.load_dataset(dataset) if isinstance(dataset, str) else dataset
         known = dataset.identity  # looks at every file
         about = [clip.identity, known, self._made_by(core_digest())]
+        columns = [*COLUMNS, *MORE["image_threshold"]]
         folder, paths, found = self.out / "rows" / dataset.name / clip.network, {}, {}
         for key, explain in explainers.items():
             if known and (identity := getattr(explain, "identity", None)):
                 paths[key] = folder / f"{identity[0]}-{files.digest([about, identity])}.csv"
-                found[key] = None if observe else read_rows(paths[key], COLUMNS)
+                found[key] = None if observe else read_rows(paths[key], columns)
         missing = {key: explain for key, explain in explainers.items() if found.get(key) is None}
         if missing:
-            rows = evaluate(missing, dataset, clip, self.workers, self.batch_size, observe=observe)
+            options = {"observe": observe, "measures": ["image_threshold"]}  # which costs nothing more
+            rows = evaluate(missing, dataset, clip, self.workers, self.batch_size, **options)
             size = len(rows) // len(missing)
             for number, key in enumerate(missing):
                 found[key] = rows.iloc[number * size : (number + 1) * size]
                 if key in paths:
                     files.write(paths[key], files.as_csv(found[key], index=False))
-        return pd.concat([labelled(found[key], key) for key in explainers], ignore_index=True)[COLUMNS]
+        return pd.concat([labelled(found[key], key) for key in explainers], ignore_index=True)[columns]
 
     def once(self, name, about, measure) -> pd.DataFrame:
         """The table that `measure()` returns, kept in `out`/rows and read from there where all that decides

@@ -1,5 +1,6 @@
 """Verdicts come from tables alone: hand-made tables whose right verdict is obvious."""
 
+import pandas as pd
 import pytest
 
 from eclip_lib.studies import claims
@@ -68,7 +69,10 @@ def test_a_verdict_rests_on_the_whole_interval_of_every_case(tmp_path, verdict, 
 def test_what_training_does_is_judged_over_trainings(tmp_path, verdict, seeds, word):
     write(tmp_path, "table_3_seeds", SEEDS, *(f"a,x,max,{k},9,{value}" for k, value in enumerate(seeds)))
     found = verdict("max pooling turns the map")
-    assert (found["verdict"], found["unit"]) == (word, "trainings of a pair")
+    assert (found["verdict"], found["unit"]) == (
+        word,
+        f"{len(seeds)} training{'s' * (len(seeds) > 1)} of a pair",
+    )
     assert found["intervals"] == (len(seeds) > 1) and found["value"] == pytest.approx(sum(seeds) / len(seeds))
 
 
@@ -137,8 +141,8 @@ def test_recognition_and_its_drop(tmp_path, verdict, same, word):
 
 
 @pytest.mark.parametrize("name, lines, says, word", [
-    ("table_5", ("dataset,network,size,shifted", 'a,x,"(0.25, 0.75]",45', 'a,x,"(0, 1]",5'), "about half", "by construction"),
-    ("table_5", ("dataset,network,size,shifted", 'a,x,"(0.25, 0.75]",20'), "about half", "contradicted"),
+    ("table_5_chance", ("dataset,network,size,images,shifted", 'a,x,"(0.25, 0.75]",20,45', 'b,x,"(0.25, 0.75]",19,5', 'a,x,"(0, 1]",99,5'), "about half", "supported"),
+    ("table_5_chance", ("dataset,network,size,images,shifted", 'a,x,"(0.25, 0.75]",20,20'), "about half", "contradicted"),
     ("table_5_chance", ("dataset,network,size,excess,excess_low,excess_high", 'a,x,"(0, 1]",-2,-3,-1', 'a,x,"(0, 0.25]",9,8,10'), "than chance", "contradicted"),
     ("shift_correlation", ("dataset,network,rho,rho_low,rho_high", "a,x,-.3,-.4,-.2", "a,y,.3,.2,.4"), "more of it are more opposite", "mixed"),
     ("shift_ablation", ("dataset,network,mSC_kept,kept_low,kept_high", "a,x,-9,-11,-8"), "shifted channels the map turns", "contradicted"),
@@ -162,9 +166,26 @@ def test_the_first_folder_with_the_table_counts(tmp_path):
 
 
 def test_the_report_shows_every_claim_and_its_figures_carry_the_verdict(tmp_path):
-    write(tmp_path, "shift_ablation", "dataset,network,mSC_kept,kept_low,kept_high", "a,x,-9,-11,-8")
+    write(tmp_path, "shift_correlation", "dataset,network,rho,rho_low,rho_high", "a,x,.3,.2,.4")
     (tmp_path / "shift_against_mSC.png").touch()
     text = report(judge_all([tmp_path]), "in the demo world", [tmp_path])
     assert text.count("\n| ") == 2 + len(CLAIMS)
-    assert "**contradicted**" in text and "the map turns”: contradicted in the demo world" in text
+    assert "**contradicted**" in text and "more opposite”: contradicted in the demo world" in text
     assert "1 intervals" in text and claims.CLAIMS[-1].because in text
+
+
+@pytest.mark.parametrize("fine, word", [(30, "supported"), (48, "contradicted")])
+def test_a_larger_output_is_judged_over_eclips_trainings(tmp_path, verdict, fine, word):
+    rows = [
+        f'a,{n},"max, mask: DINO",{k},{v + 0.1 * k * v},0'
+        for n, v in (("c", 50), ("f", 45))
+        for k in range(3)
+    ]
+    write(tmp_path, "table_3_seeds", SEEDS, *rows)  # loses 5, 5.5, 6
+    other = "a,c,bi_model,50,49", f"a,f,bi_model,{fine},29", "average,c,bi_model,9,"
+    write(tmp_path, "table_2", "dataset,network,method,mIoU,mIoU_low", *other)
+    found = verdict("a larger output costs")
+    assert (found["verdict"], found["unit"]) == (word, "3 trainings of a pair")
+    assert found["value"] == pytest.approx(50 - fine - 5.5)
+    said = claims.answer(pd.DataFrame([found]), "here")
+    assert said == f"Of 1 claims here:\n{word}, 1: a larger output costs Bi-Model more than ECLIP"

@@ -68,15 +68,16 @@ def test_evaluate_equals_the_slow_loop(clip, workers, batch_size):
     np.testing.assert_allclose(rows[SCORES], slow[SCORES], atol=2e-3, equal_nan=True)
 
 
-def test_several_explainers_in_one_pass_score_as_each_alone(clip, monkeypatch):
+def test_several_explainers_in_one_pass_score_as_each_alone(clip):
     dataset, pair = eclip.load_dataset("scenes", limit=5), clip.projection
     named = {key: eclip.explainer(key, clip) for key in ("clip", "rclip", "mask_clip", "bi_model")}
     named |= {("eclip", seed): eclip.explainer("eclip", clip, projection=pair) for seed in (3, 4)}
     named["plain"] = lambda images, text: torch.ones(len(images), len(text), 7, 7).cumsum(2)
-    calls, encode = [], clip.encode_image
-    monkeypatch.setattr(clip, "encode_image", lambda images: calls.append(1) or encode(images))
+    calls = []
+    hook = clip.model.visual.conv1.register_forward_hook(lambda *_: calls.append(1))
     together = eclip.evaluate(named, dataset, clip)
-    assert len(calls) == 1  # one forward pass for those that need nothing but CLIP's features
+    hook.remove()
+    assert len(calls) == 1  # one forward pass for all of the library's
     assert list(together["method"].unique()) == ["clip", "rclip", "mask_clip", "bi_model", "eclip", "plain"]
     for key, explain in named.items():
         method, seed = key if isinstance(key, tuple) else (key, None)
@@ -158,21 +159,31 @@ def test_a_table_has_a_line_a_group_with_bootstrap_intervals_over_whole_images(r
     np.testing.assert_allclose(table.loc[4, measures].astype(float), [*values, *ends])
 
 
-def test_gains_are_paired_over_images_and_trainings(rows):
+def test_gains_are_paired_over_images(rows):
+    rows = rows[rows["seed"] != 1]
     table = evaluation.gains(rows, [("ECLIP", "CLIP"), ("ECLIP", "nobody")], seed=2, resamples=40)
     keys = ["dataset", "network", "better", "than"]
     assert table[keys].values.tolist() == [[dataset, "N", "ECLIP", "CLIP"] for dataset in "ba"]
     for (_, line), dataset in zip(table.iterrows(), "ba", strict=True):
         part = rows[rows["dataset"] == dataset]
-        trained, own = [part[part["seed"] == k] for k in (0, 1)], part[part["method"] == "CLIP"]
-        chosen = np.random.default_rng(2).integers(0, 2, (2, 40))  # which trainings a resample holds
+        ours, own = (part[part["method"] == method] for method in ("ECLIP", "CLIP"))
         for measure, value in (("mIoU", "iou"), ("mSC", "score_contrast")):
-            draws = [slow_draws(one, value, 40, 2) for one in trained]
-            ours = [(draws[i][k] + draws[j][k]) / 2 for k, (i, j) in enumerate(chosen.T)]
-            low, high = np.percentile(ours - slow_draws(own, value, 40, 2), [2.5, 97.5])
-            gain = np.mean([class_mean(one, value) for one in trained]) - class_mean(own, value)
+            draws = slow_draws(ours, value, 40, 2) - slow_draws(own, value, 40, 2)
+            low, high = np.percentile(draws, [2.5, 97.5])
+            gain = class_mean(ours, value) - class_mean(own, value)
             found = line[[measure, f"{measure}_low", f"{measure}_high"]].astype(float)
             np.testing.assert_allclose(found, [gain, low, high])
+
+
+def test_gains_of_poolings_are_paired_by_training():
+    seeds = {"dataset": "d", "network": "n", "pooling": [*"ppqqp"], "seed": [0, 1, 1, 0, 2]}
+    seeds |= {"mIoU": [1.0, 5, 2, 0, 9], "mSC": [3.0, 6, 6, 1, 9]}
+    (line,) = evaluation.training_gains(pd.DataFrame(seeds), [("p", "q"), ("p", "r")]).to_dict("records")
+    assert [line[key] for key in ("dataset", "network", "better", "than")] == [*"dnpq"]
+    half = 12.706205 * 1.0  # t of one degree of freedom, by the standard error of 1 and 3
+    found = [line[f"mIoU{end}"] for end in ("", "_low", "_high")]
+    assert found == pytest.approx([2, 2 - half, 2 + half]) and line["mSC"] == 1
+    assert evaluation.training_gains(pd.DataFrame(seeds).head(0), [("p", "q")]).empty
 
 
 def test_what_trainings_and_intervals_say_by_hand():
@@ -180,7 +191,7 @@ def test_what_trainings_and_intervals_say_by_hand():
     spread = evaluation.over_trainings(pd.DataFrame(seeds))
     expected = ["d", "n", "p", 2, 2.5, 1, 4, 1.5, 0, 3], ["d", "n", "q", 1, 5, 5, 5, 6, 6, 6]
     assert spread.values.tolist() == [*expected]
-    assert list(spread)[3:] == ["seeds", "mIoU", "mIoU_low", "mIoU_high", "mSC", "mSC_low", "mSC_high"]
+    assert list(spread)[3:] == ["seeds", "mIoU", "mIoU_min", "mIoU_max", "mSC", "mSC_min", "mSC_max"]
     said = [evaluation.in_words(*ends) for ends in ((0.1, 2), (-2, -0.1), (-1, 1), (0, 1), (-1, 0))]
     assert said == ["above", "below", "undecided", "undecided", "undecided"]
     assert evaluation.in_words(1, 2, "up") == "up" and evaluation.in_words(-1, 1, undecided="open") == "open"

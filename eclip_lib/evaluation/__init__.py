@@ -20,5 +20,6 @@ from .statistics import (
     summarize,
     t_interval,
     table,
+    training_gains,
     trainings_apart,
 )

@@ -125,48 +125,53 @@ def table(rows: pd.DataFrame, by=("dataset", "network", "method"), measures=MEAS
 
 
 def gains(rows: pd.DataFrame, comparisons, seed=0, resamples=1000) -> pd.DataFrame:
-    """Paired differences of methods on every dataset and network, in points, with 95 % bootstrap intervals
-    over images, and over trainings together where a method has several seeds.
+    """Differences of methods on every dataset and network, in points, with 95 % bootstrap intervals, paired
+    over the images; one training of each method.
 
     comparisons: (better, than) pairs of methods, in the order of the lines; those without rows are left out.
     One line each: dataset, network, better, than, mIoU, mSC with `_low` and `_high`."""
-    lines = []
-    for (dataset, network), part in rows.groupby(["dataset", "network"], sort=False):
-        trainings = {method: _trainings(found) for method, found in part.groupby("method", sort=False)}
+
+    def change(ours, theirs, value):
+        draws = [bootstrap(part, value, resamples, seed) for part in (ours, theirs)]
+        return class_mean(ours, value) - class_mean(theirs, value), *interval(draws[0] - draws[1])
+
+    return _compared(rows, "method", comparisons, change, VALUES)
+
+
+def training_gains(seeds: pd.DataFrame, comparisons) -> pd.DataFrame:
+    """`gains` of poolings in a table with one line a training: differences of the same seed, mean over
+    trainings with its 95 % interval by Student's t; of one training none."""
+
+    def change(ours, theirs, value):
+        both = (part.set_index("seed")[value] for part in (ours, theirs))
+        return t_interval(np.subtract(*both).dropna())
+
+    return _compared(seeds, "pooling", comparisons, change, dict(zip(VALUES, VALUES, strict=True)))
+
+
+def _compared(rows, by, comparisons, change, values):
+    """A line a dataset, network and comparison of two values of the column `by`."""
+
+    def lines(part):
+        known = dict(iter(part.groupby(by, sort=False)))
         for better, than in comparisons:
-            if better in trainings and than in trainings:
-                line = {"dataset": dataset, "network": network, "better": better, "than": than}
-                lines.append(line | _gain(trainings[better], trainings[than], seed, resamples))
+            if better in known and than in known:
+                line = {"better": better, "than": than}
+                for name, value in values.items():
+                    line |= spread(name, change(known[better], known[than], value))
+                yield line
+
     measures = [f"{name}{end}" for name in VALUES for end in ("", "_low", "_high")]
-    return pd.DataFrame(lines, columns=["dataset", "network", "better", "than", *measures])
-
-
-def _trainings(rows):
-    return [part for _, part in rows.groupby("seed", sort=False, dropna=False)]
-
-
-def _gain(ours, theirs, seed, resamples):
-    line = {}
-    for name, value in VALUES.items():
-        means = [np.mean([class_mean(part, value) for part in parts]) for parts in (ours, theirs)]
-        draws = [_resampled(parts, value, seed, resamples) for parts in (ours, theirs)]
-        line |= spread(name, (means[0] - means[1], *interval(draws[0] - draws[1])))
-    return line
-
-
-def _resampled(trainings, value, seed, resamples):
-    """Class means over resampled images, of resampled trainings; the same draws for every method."""
-    every = np.stack([bootstrap(part, value, resamples, seed) for part in trainings])
-    chosen = np.random.default_rng(seed).integers(0, len(every), (len(every), resamples))
-    return np.take_along_axis(every, chosen, 0).mean(0)
+    keys = ["dataset", "network"]
+    return grouped(rows, keys, lines, [*keys, "better", "than", *measures])
 
 
 def over_trainings(seeds: pd.DataFrame) -> pd.DataFrame:
-    """A table with one line a training -> mean over trainings with the smallest (`_low`) and the largest
-    (`_high`), for mIoU and mSC; `seeds` says how many."""
+    """A table with one line a training -> mean over trainings with the smallest (`_min`) and the largest
+    (`_max`), for mIoU and mSC; `seeds` says how many."""
     columns = {"seeds": ("mIoU", "size")}
     for value in VALUES:
-        columns |= {value: (value, "mean"), f"{value}_low": (value, "min"), f"{value}_high": (value, "max")}
+        columns |= {value: (value, "mean"), f"{value}_min": (value, "min"), f"{value}_max": (value, "max")}
     return seeds.groupby(["dataset", "network", "pooling"], sort=False).agg(**columns).reset_index()
 
 
@@ -175,7 +180,7 @@ def trainings_apart(one, other) -> str:
     gap = f"{one['mIoU'] - other['mIoU']:+.1f} mIoU"
     if min(one["seeds"], other["seeds"]) < 2:
         return f"{gap}; one training each, which decides nothing"
-    apart = one["mIoU_low"] > other["mIoU_high"] or other["mIoU_low"] > one["mIoU_high"]
+    apart = one["mIoU_min"] > other["mIoU_max"] or other["mIoU_min"] > one["mIoU_max"]
     return f"{gap}; {'no training of one reaches the other' if apart else 'their trainings overlap'}"
 
 

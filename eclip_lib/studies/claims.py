@@ -66,12 +66,15 @@ def _rows(table, wanted):
 
 
 def _frame(lines):
-    return pd.DataFrame(lines, columns=["label", "value", "low", "high"])
+    """(label, value, low, high) of each case, of trainings also how many."""
+    return pd.DataFrame(
+        [(*line, None)[:5] for line in lines], columns=[*"label value low high".split(), "count"]
+    )
 
 
-def _without_interval(labels, values):
+def _without_interval(labels, values, count=None):
     nan = float("nan")
-    return _frame([(label, value, nan, nan) for label, value in zip(labels, values, strict=True)])
+    return _frame([(label, value, nan, nan, count) for label, value in zip(labels, values, strict=True)])
 
 
 def _images(read, table, measure, sign=1, above=0, rows=()):
@@ -102,7 +105,7 @@ def _trainings(read, table, measure, of=(), than=None, sign=1):
             ours, theirs = (_rows(part, dict(r or ())).set_index(by)[measure] for r in (of, than))
             values = sign * (ours - theirs if than else ours).dropna()
             if len(values):
-                lines.append((", ".join(case), *t_interval(values)))
+                lines.append((", ".join(case), *t_interval(values), len(values)))
     return _frame(lines)
 
 
@@ -114,7 +117,7 @@ def _eclip(read, table, than, measure, sign=1, rows=()):
         values = _rows(pairs, {c: other[c] for c in CASE})[measure]
         if len(values):
             label = ", ".join([*other[CASE], named(other["method"])])
-            lines.append((label, *t_interval(sign * (values - other[measure]))))
+            lines.append((label, *t_interval(sign * (values - other[measure])), len(values)))
     return _frame(lines)
 
 
@@ -131,8 +134,10 @@ def _mirrored(read):
 
 
 def _middle_size(read):
-    """Half of the channels shift, within 15 points, at foreground ratios in (0.25, 0.75]."""
-    rows = _rows(read("table_5"), {"size": "(0.25, 0.75]"}).dropna(subset="shifted")
+    """Half of the channels shift, within 15 points, at foreground ratios in (0.25, 0.75], where the dataset
+    has 20 such images."""
+    rows = _rows(read("table_5_chance"), {"size": "(0.25, 0.75]"})
+    rows = rows[rows["images"] >= 20]
     return _without_interval(map(", ".join, rows[CASE].values), 15 - (rows["shifted"] - 50).abs())
 
 
@@ -144,7 +149,8 @@ def _extreme(read, best, worst, count):
         return _frame([])
     above = mean[best] - mean.drop(columns=best).max(axis=1)
     below = mean.drop(columns=worst).min(axis=1) - mean[worst]
-    return _frame([(f"{best} highest, {worst} lowest", *t_interval(np.minimum(above, below)))])
+    gaps = np.minimum(above, below)
+    return _frame([(f"{best} highest, {worst} lowest", *t_interval(gaps), len(gaps))])
 
 
 def _bits(read):
@@ -158,7 +164,21 @@ def _drop(read, table):
     table = read(table)
     small = table[table["method"].str.startswith("CLIP from random")].set_index(CASE)["mAP"]
     drop = table[table["method"] == "CLIP"].set_index(CASE)["mAP"].reindex(small.index) - small - 10
-    return _without_interval(map(", ".join, drop.index), drop)
+    return _without_interval(map(", ".join, drop.index), drop, 1)
+
+
+def _output(read, method):
+    """mIoU that a method loses from the coarse to the fine ViT of Table 2, less what ECLIP's trainings lose."""
+    other = _rows(read("table_2"), {"method": method}).dropna(subset="mIoU_low")
+    lines, networks, pairs = [], other["network"].unique(), _chosen(read)
+    for name, part in other.groupby("dataset", sort=False):
+        mine = _rows(pairs, {"dataset": name}).pivot(index="seed", columns="network", values="mIoU")
+        if len(networks) == 2 and set(networks) <= set(mine):
+            coarse, fine = networks
+            lost = part.set_index("network")["mIoU"]
+            values = (lost[coarse] - lost[fine]) - (mine[coarse] - mine[fine])
+            lines.append((name, *t_interval(values), len(values)))
+    return _frame(lines)
 
 
 def _rougher(read):
@@ -170,7 +190,7 @@ def _rougher(read):
 
 
 # by name in claims.yaml
-KINDS = (_images, _trainings, _eclip, _extreme, _drop, _mirrored, _middle_size, _bits, _rougher)
+KINDS = (_images, _trainings, _eclip, _extreme, _drop, _mirrored, _middle_size, _bits, _output, _rougher)
 
 
 def _claims():
@@ -201,14 +221,15 @@ def _verdict(above, undecided, below):
     return SUPPORTED if above == count else MOSTLY if 3 * above >= 2 * count else UNDECIDED
 
 
-def _number(value):
-    return f"{value:.1f}" if abs(value) >= 1 else f"{value:.2f}"
+def number(value):
+    """A value in words: one decimal, of a small one two digits."""
+    return f"{value:.1f}" if abs(value) >= 1 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def in_numbers(case):
     """A case in words: its label, value, and interval where it has one."""
-    ends = f" [{_number(case['low'])}, {_number(case['high'])}]" if pd.notna(case["low"]) else ""
-    return f"{case['label']}: {_number(case['value'])}{ends}"
+    ends = f" [{number(case['low'])}, {number(case['high'])}]" if pd.notna(case["low"]) else ""
+    return f"{case['label']}: {number(case['value'])}{ends}"
 
 
 def judge(claim, folders):
@@ -226,7 +247,8 @@ def judge(claim, folders):
     if cases.empty:
         values = dict.fromkeys(("value", "smallest", "largest"), float("nan"))
         return pd.Series(line | counts | values | {"not above": claim.needs})
-    decides = ["value"] * 2 if claim.because else ["low", "high"]
+    decides = ["value"] * 2 if claim.unit == "none" else ["low", "high"]
+    line["unit"] = _how_many(cases["count"].dropna().astype(int), claim.unit)
     above, below = cases[decides[0]] > 0, cases[decides[1]] < 0
     counts = {"above": above.sum(), "undecided": (~above & ~below).sum(), "below": below.sum()}
     line["verdict"] = CONSTRUCTION if claim.because and above.all() else _verdict(*counts.values())
@@ -237,6 +259,26 @@ def judge(claim, folders):
     return pd.Series(line | counts | numbers | {"not above": rest})
 
 
+def _how_many(trainings, unit):
+    """A unit with the number of trainings, as they are in every case."""
+    said = (
+        "1 " + unit.replace("trainings", "training")
+        if (trainings == 1).all()
+        else f"{trainings.max()} {unit}"
+    )
+    return f"{trainings.min()} to {said}" if trainings.nunique() > 1 else said if len(trainings) else unit
+
+
 def judge_all(folders):
     """Every claim against a profile's tables -> DataFrame, one line a claim."""
     return pd.DataFrame([judge(claim, folders) for claim in CLAIMS])
+
+
+def answer(verdicts, world):
+    """Which claims stand, by number: a line a verdict."""
+    lines = [f"Of {len(verdicts)} claims {world}:"]
+    for word in VERDICTS:
+        says = verdicts.loc[verdicts["verdict"] == word, "claim"]
+        if len(says):
+            lines.append(f"{word}, {len(says)}: {'; '.join(says)}")
+    return "\n".join(lines)

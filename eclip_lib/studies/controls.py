@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -12,6 +13,7 @@ from ..method import itsm
 from ..networks.attention import GRID, center_prior, mask_identity, noise, pixel_saliency
 
 FEW = 100  # images are enough to control maps, and for Fig. 11's numbers
+ROLLOUT = "rollout"  # the one method that knows no text
 BASELINES = {"pixel saliency": pixel_saliency, "centre": center_prior, "noise": noise}
 
 
@@ -114,17 +116,35 @@ def baseline_table(run, clip):
 def verdict(controls, baselines, measured):
     """What the controls say, sentences computed from the tables. measured: mIoU of every method, one line a
     dataset, network and method."""
-    lines = []
-    for method, part in controls.groupby("method", sort=False):
+    lines, floor = [], controls.loc[controls["method"] == ROLLOUT, "against_others"].mean()
+    for method, part in controls[controls["method"] != ROLLOUT].groupby("method", sort=False):
         text, _, worse = counts(part, "text")
-        others = f"the named object above the image's other objects in {counts(part, 'against_others')[0]}"
         said = f"the contrast hangs on the text in {text} of {len(part)} cases (opposite in {worse})"
-        lines.append(f"{named(method)}: {said}; {others}")
+        own, absent, others = (part[value].mean() for value in ("own", "absent", "against_others"))
+        said += f"; of {own:+.1f} the map of an absent class keeps {absent:+.1f}"
+        above = f"above the image's other objects in {counts(part, 'against_others')[0]}, by {others:+.1f}"
+        lines.append(f"{named(method)}: {said}; the named object {above}")
+    if not np.isnan(floor):
+        said = f"{named(ROLLOUT)} knows no text, and sets the named object {floor:+.1f} against the others"
+        lines.append(f"{said}: as much comes from its size and place alone")
     best = baselines.sort_values("mIoU").groupby("dataset").last()
     for name, bar in best.iterrows():
-        here = measured[measured["dataset"] == name]
-        above = here[here["mIoU"] > bar["mIoU"]]
-        who = ", ".join(f"{named(r['method'])} on {r['network']}" for _, r in above.iterrows()) or "none"
+        here = measured[(measured["dataset"] == name) & (measured["method"] != ROLLOUT)]
+        above = here["mIoU"] > bar["mIoU"]
+        sides = []
+        for part in (here[above], here[~above]):
+            who = part.groupby("method", sort=False)["network"].agg(" and ".join)
+            sides.append(", ".join(f"{named(m)} on {n}" for m, n in who.items()) or "none")
         said = f"{bar['method']} knows no text and reaches {bar['mIoU']:.1f} mIoU"
-        lines.append(f"{name}: {said}; above it: {who}")
-    return "\n".join(lines)
+        lines.append(f"{name}: {said}; above it: {sides[0]}; not: {sides[1]}")
+    return "\n".join([*lines, *_beside_rollout(measured)])
+
+
+def _beside_rollout(measured):
+    """In how many cases each method stays below attention rollout, by mIoU: a sentence."""
+    wide = measured.pivot_table(index=["dataset", "network"], columns="method", values="mIoU", sort=False)
+    if ROLLOUT in wide:
+        wide = wide.dropna(subset=ROLLOUT)
+        under = wide.drop(columns=ROLLOUT).lt(wide[ROLLOUT], axis=0).sum()
+        who = ", ".join(f"{named(method)} in {n}" for method, n in under.items() if n) or "none"
+        yield f"below {named(ROLLOUT)}, which knows no text either, by mIoU, of {len(wide)} cases: {who}"

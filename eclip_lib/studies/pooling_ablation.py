@@ -8,7 +8,7 @@ import pandas as pd
 
 from .. import plots
 from ..datasets import examples
-from ..evaluation import gains, gains_in_words, over_trainings, table, trainings_apart
+from ..evaluation import counts, gains_in_words, over_trainings, table, training_gains, trainings_apart
 from ..explainers import explainer
 from ..networks.attention import ClipAttention, noise, pixel_saliency
 from ..networks.loading import is_vit
@@ -57,33 +57,35 @@ def seed_table(run, rows):
     return found.rename(columns={"method": "pooling"}).astype({"seed": int})
 
 
-def ordering(run, rows):
-    """The paper's comparisons of Table 3 -> `gains` of the better over the other pooling, over images and
-    trainings together."""
+def ordering(run, seeds):
+    """The paper's comparisons of Table 3 -> `training_gains` of the better over the other pooling. seeds: a
+    line a training, as of `seed_table`."""
     masked = [Pooling("masked_max", name).label for name in run.masks]
     steps = [("average", "attention"), ("max", "attention"), ("max", "average")]
     steps += [(mask, "max") for mask in masked]
     steps += [(masked[-1], masked[0])] if len(masked) > 1 else []
-    return gains(rows, steps, run.seed)
+    return training_gains(seeds, steps)
 
 
-def beyond(run, clips, caches, rows):
-    """Table 3's max rows again for the run's first ViT, beside other masks and a start from CLIP's own pair
-    -> DataFrame over seeds.
-
-    clips, caches: by network. rows: Table 3's."""
+def first_vit(run):
+    """The network whose cache holds the masks beyond the paper, or None where the run has no ViT, or another
+    run measures it."""
     network = next(filter(is_vit, run.whole), None)
-    if network not in clips:
-        return pd.DataFrame()
-    clip, cache = clips[network], caches[network]
-    found = rows[rows["network"] == clip.title]
-    others = [pooling for pooling in cache.columns if pooling not in paper_poolings(run)]
-    pairs = trained_pairs(run, clip, cache, others)
-    again = trained_pairs(run, clip, cache, [run.chosen_mask], init="clip")
-    pairs |= {(f"{pooling.label}, from CLIP's pair", seed): pair for (pooling, seed), pair in again.items()}
-    both = [found[found["method"].str.startswith("max")], score_pairs(run, clip, pairs)]
+    return network if network in run.networks else None
+
+
+def beside(run, rows, others):
+    """Table 3's max rows of a network and those of other masks -> DataFrame over seeds."""
+    both = [rows[rows["method"].str.startswith("max")], others]
     measured = over_trainings(seed_table(run, pd.concat(both, ignore_index=True)))
     return measured.sort_values("dataset", kind="stable", ignore_index=True)
+
+
+def reads(measured, clips):
+    """What each line of Table 3 reads of its network: "class token", "tokens", or a ResNet's "feature map"."""
+    pools = {clip.title: clip.pools.replace("_", " ") for clip in clips.values()}
+    read = measured["network"].map(pools)
+    return read.where(measured["pooling"] != "attention", "class token")
 
 
 def resnet_rows(run, clips, caches):
@@ -105,7 +107,7 @@ def resnet_seeds(run, rows):
 def resnet_grid(run, before, after):
     """{feature map, tokens after the attention pool} x {average, max, masked max} -> DataFrame over seeds.
     before: Table 3's rows; after: `resnet_rows`."""
-    labels, parts = ["average", "max", run.chosen_mask.label], []
+    labels, parts = [pooling.label for pooling in paper_poolings(run)[1:]], []
     before = before[before["network"].isin(after["network"])]
     for network in after["network"].unique():
         for reads, rows in (("feature map", before), ("tokens after the pool", after)):
@@ -124,10 +126,21 @@ def turned(seeds):
     return f"The map is turned, mSC above 0 in every training: {cases}."
 
 
+def is_it_the_pooling(steps):
+    """Whether max pooling raises the contrast over attention and average pooling, from `ordering`: the
+    answer, a sentence."""
+    part = steps[(steps["better"] == "max") & steps["than"].isin(["attention", "average"])]
+    up, open_, down = counts(part, "mSC")
+    said = f"max pooling raises mSC over attention and average pooling in {up} of {len(part)} comparisons"
+    said += f", lowers it in {down}, {open_} undecided"
+    answer = "yes" if len(part) and up == len(part) else "no" if up <= down else "not everywhere"
+    return f"So is it the pooling? By these trainings {answer}: {said}."
+
+
 def verdict(seeds, steps, masks):
     """Which pooling turns the map, and which mask helps most? Sentences computed from `seed_table`,
-    `ordering` and `beyond`."""
-    lines = [turned(seeds), gains_in_words(steps)]
+    `ordering` and `beside`."""
+    lines = [turned(seeds), gains_in_words(steps), is_it_the_pooling(steps)]
     if masks.empty:
         return "\n".join(lines)
     truth, own, dino = (Pooling("masked_max", name).label for name in (GROUND_TRUTH, "CLIP's own", "DINO"))
@@ -138,8 +151,8 @@ def verdict(seeds, steps, masks):
         .sort_values(ascending=False)
     )
     order = ", ".join(f"{name.removeprefix('max, ')} {value:.1f}" for name, value in fair.items())
-    said = f"mIoU, mean over datasets, by what masks the maximum: {order}. The best is {fair.index[0]}."
-    lines.append(said)
+    said = f"{masks['network'].iloc[0]}, mIoU, mean over datasets, by what masks the maximum: {order}."
+    lines.append(f"{said} The best of those that need no ground truth is {fair.index[0]}.")
     for name, part in masks.set_index("pooling").groupby("dataset", sort=False):
         if {own, dino} <= set(part.index):
             gap = trainings_apart(part.loc[own], part.loc[dino])
@@ -177,17 +190,19 @@ def table_3_figure(measured, title):
     Returns the figure."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 2.8))
     names, networks = list(dict.fromkeys(measured["pooling"])), list(dict.fromkeys(measured["network"]))
+    marked = set(measured.loc[measured["reads"] == "feature map", "network"])
     for ax, value in zip(axes, ("mIoU", "mSC"), strict=True):
         for k, name in enumerate(names):
             part = measured[measured["pooling"] == name].set_index("network").loc[networks]
             x = np.arange(len(networks)) + (k - (len(names) - 1) / 2) * 0.8 / len(names)
             ax.bar(x, part[value], 0.75 / len(names), color=f"C{k}", label=name)
-            ax.vlines(x, part[f"{value}_low"], part[f"{value}_high"], color="black")
+            ax.vlines(x, part[f"{value}_min"], part[f"{value}_max"], color="black")
         ax.axhline(0, color="gray", linewidth=0.8)
-        ax.set_xticks(range(len(networks)), networks, fontsize=8)
+        ax.set_xticks(range(len(networks)), [f"{n}*" if n in marked else n for n in networks], fontsize=8)
         ax.set(ylabel=f"{value} (%)")
     axes[1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title)
+    note = "\n* attention reads its attention pool's output, the others the feature map" if marked else ""
+    figure.suptitle(f"{title}{note}", fontsize=9)
     figure.tight_layout()
     return figure
 

@@ -2,19 +2,20 @@
 
 from pathlib import Path
 
-from .claims import CLAIMS, UNMEASURED, UNTESTABLE, VERDICTS
+from .claims import CLAIMS, UNMEASURED, UNTESTABLE, VERDICTS, number
 
 REPORT = Path(__file__).with_suffix(".md").read_text()
 
 
 def _ours(v):
-    return f"{v['value']:.1f} ({v['smallest']:.1f} to {v['largest']:.1f})" if v["value"] == v["value"] else ""
+    mean, *ends = (number(v[name]) for name in ("value", "smallest", "largest"))
+    return f"{mean} ({' to '.join(ends)})" if v["value"] == v["value"] else ""
 
 
-def _row(number, v):
+def _row(place, v):
     cases = f"{v['above']}, {v['undecided']}, {v['below']}" if v["value"] == v["value"] else ""
     cells = [v["where"], v["claim"], v["the paper"], v["quantity"], _ours(v), v["unit"], cases]
-    return "| " + " | ".join(map(str, [number, *cells, f"**{v['verdict']}**"])) + " |"
+    return "| " + " | ".join(map(str, [place, *cells, f"**{v['verdict']}**"])) + " |"
 
 
 def report(verdicts, world, figures):
@@ -34,11 +35,11 @@ def report(verdicts, world, figures):
         counts="\n".join(f"- {word}: {counts.get(word, 0)} ({what})" for word, what in VERDICTS.items()),
         intervals=verdicts["intervals"].sum(),
         false=0.05 * verdicts["intervals"].sum(),
-        rows="\n".join(_row(number, v) for number, v in numbered),
+        rows="\n".join(_row(place, v) for place, v in numbered),
         exceptions="\n".join(
-            f"{number}. {v['claim']}: "
+            f"{place}. {v['claim']}: "
             f"{'needs ' if v['verdict'] in (UNMEASURED, UNTESTABLE) else ''}{v['not above']}"
-            for number, v in numbered
+            for place, v in numbered
             if v["not above"]
         ),
         notes="\n".join(f"- {c.says}: {c.because or c.note}." for c in CLAIMS if c.because or c.note),
