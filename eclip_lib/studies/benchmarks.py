@@ -242,6 +242,7 @@ def _with_intervals(every):
     line = {}
     for column, value in zip(every.T, ("likeness", "roughness"), strict=True):
         known = column[~column.isnan()]  # a constant map is like no other
-        mean, half = known.mean(), 1.96 * known.std() / len(known) ** 0.5
+        half = 1.96 * known.std() / len(known) ** 0.5 if len(known) > 1 else torch.tensor(torch.nan)
+        mean = known.mean()
         line |= spread(value, (mean, mean - half, mean + half))
     return line | {"images": len(every)}
