@@ -211,10 +211,10 @@ def _quick_gelu_of(path, network, state):
     if f"{network}-quickgelu" in open_clip.list_models():
         inner = (tensor for name, tensor in state.items() if name.endswith("attn.in_proj_weight"))
         half = all(torch.equal(tensor, tensor.half().float()) for tensor in inner)
-        hint = "they are of half precision, as OpenAI's are: " if half else ""
+        likely = "they are of half precision, as OpenAI's are: " if half else ""
         warnings.warn(
             f"{path.name} does not say which activation its weights were trained with; GELU is taken, as "
-            f"{network} has it. {hint}OpenAI's and DFN's need QuickGELU: --network {network}-quickgelu",
+            f"{network} has it. {likely}OpenAI's and DFN's need QuickGELU: --network {network}-quickgelu",
             stacklevel=2,
         )
     return False
