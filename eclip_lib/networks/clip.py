@@ -25,6 +25,10 @@ from . import demo
 from .encoders import image_features, image_projection, pools_class_token
 
 PROMPT = "a photo of the {}"
+KILLED = (
+    "a process that decodes images was killed, mostly because memory ran out: run again with fewer workers "
+    "(--workers 0, in Python workers=0)"
+)
 
 
 def to_batch(images, device):
@@ -43,12 +47,12 @@ def loaded(dataset, batch_size, workers=0, **options):
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two in the middle of a batch
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        said = "a process that decodes images was killed, mostly because memory ran out"
-        raise OSError(f"{said}; run again with fewer workers (-p workers 0)") from error
+        raise OSError(KILLED) from error
 
 
 def _silent(worker):
-    """What goes wrong in a worker is told by the process that reads from it."""
+    """What goes wrong in a worker, as where another one that it shares tensors with is killed, is told by the
+    process that reads from it."""
     sys.excepthook = lambda *_: None
 
 
