@@ -244,6 +244,15 @@ def coco(place, change):
     (place / INSTANCES).write_text(json.dumps(change(about) or about))
 
 
+def captions(place, **changes):
+    """COCO's captions of one picture, with changes."""
+    image, note = {"id": 1, "file_name": "1.jpg"}, {"id": 1, "image_id": 1, "caption": "a star"}
+    about = {"images": [image], "annotations": [note]}
+    for entry in (image, note):
+        entry |= {name: value for name, value in changes.items() if name in entry}
+    files.write(place / "coco/annotations/captions_val2017.json", json.dumps(about))
+
+
 def first(**changes):
     """What changes COCO's first annotation."""
     return lambda place: coco(place, lambda about: about["annotations"][0].update(changes))
@@ -346,6 +355,19 @@ SPOILT = {  # name of a case: what is done to the place first
     "COCO: a category id twice": category(id=1, name="other"),
     "COCO: a category without a name": category(id=77, name=""),
     "COCO: category ids of two kinds": category(id="x", name="other"),
+    "COCO: an id that is no number": first(image_id=True),
+    "COCO: a category id that is none": first(category_id=None),
+    "COCO: an annotation without an id": lambda p: coco(p, lambda a: a["annotations"][0].pop("id") and None),
+    "COCO: a height that is no number": lambda p: coco(p, lambda a: a["images"][0].update(height=True)),
+    "COCO: a size in words": first(segmentation={"size": ["224", "224"], "counts": [5, 10]}),
+    "COCO: a size that is no number": first(segmentation={"size": [1, True], "counts": [0, 1]}),
+    "COCO: run lengths that are none": first(segmentation={"size": SIZE, "counts": None}),
+    "COCO: run lengths that are true": first(segmentation={"size": SIZE, "counts": [True, 224 * 224 - 1]}),
+    "COCO: a mask that is a word": first(segmentation="circle"),
+    "COCO: a point that is true": first(segmentation=[[True, 1, 9, 1, 9, 9]]),
+    "COCO: a caption that is a number": lambda p: captions(p, caption=7),
+    "COCO: a picture that is a number": lambda p: captions(p, file_name=7),
+    "COCO: captions of an image that is true": lambda p: captions(p, image_id=True),
     "COCO: an image that is gone": lambda p: next(p.glob("coco/val2017/*.jpg")).unlink(),
     "COCO: a byte order mark": lambda p: rewrite(p / INSTANCES, lambda t: "\ufeff" + t),
     "COCO: half a file": lambda p: rewrite(p / INSTANCES, lambda t: t[:500]),
@@ -422,6 +444,8 @@ maps over another's arrays | Explain --npz {}/mine.npz | mine.npz is there, is n
 a pair over weights | train scenes:6 {}/other.safetensors | other.safetensors is there, is not of this command and
 an overlay with a table's name | explain {}/red.png circle --out {}/new.csv | what is written there is a .png file; name it new.png
 rows in a folder with a file's name | Evaluate --out {}/new.csv | new.csv ends like a file, but is to be a folder; name it new
+maps in a folder with a dot | explain {}/[1]{a} circle --out {}/maps.h | prints maps.h/red.png
+rows in a folder with a letter behind its dot | Evaluate --datasets scenes --limit 1 --out {}/rows.t | prints scenes clip: mIoU
 a run in a folder with a file's name | reproduce --figure 5 --out {}/new.json | new.json ends like a file
 a comma too many | Explain --method rclip, | --method: a name in 'rclip,' is empty; write one, or several like a,b
 a comma twice | Evaluate --measures miou,,msc | --measures: a name in 'miou,,msc' is empty
@@ -497,7 +521,7 @@ VOC: an image that is gone | Voc | \.jpg is missing
 VOC: an image cut off | Voc | \.jpg cannot be read as an image
 COCO: a category out of range | Coco | unknown category 999
 COCO: a picture under two ids | Coco | picture '.*jpg' is there twice
-COCO: a picture without a name | Coco | image 1 has no file_name
+COCO: a picture without a name | Coco | file_name of images.0. is '', not a word
 COCO: a mask of no pixel | Coco | prints 1 annotations cover no pixel and are left out .1.
 COCO: a mask between the pixels | Coco | prints 1 annotations cover no pixel and are left out .1.
 COCO: a mask beside the picture | Coco | prints 1 annotations cover no pixel and are left out .1.
@@ -511,8 +535,21 @@ COCO: no masks but boxes | Coco | boxes alone cannot be scored
 COCO: an annotation of no image | Coco | prints 1 annotations are of images that it does not list
 COCO: a category twice | Coco | category '.*' is there twice
 COCO: a category id twice | Coco | category id 1 is there twice
-COCO: a category without a name | Coco | the name of a category is ''
-COCO: category ids of two kinds | Coco | not a complete COCO file
+COCO: a category without a name | Coco | name of categories.\d+. is '', not a word
+COCO: category ids of two kinds | Coco | prints coco2017 clip: mIoU .* 4 images
+COCO: an id that is no number | Coco | image_id of annotations.0. is True, not a whole number or a word
+COCO: a category id that is none | Coco | category_id of annotations.0. is None, not a whole
+COCO: an annotation without an id | Coco | id of annotations.0. is not there
+COCO: a height that is no number | Coco | height of images.0. is True, not a whole number above 0
+COCO: a size in words | Coco | its size is not two whole numbers above 0
+COCO: a size that is no number | Coco | its size is not two whole numbers above 0
+COCO: run lengths that are none | Coco | it has no counts
+COCO: run lengths that are true | Coco | its run lengths are not whole numbers
+COCO: a mask that is a word | Coco | boxes alone cannot be scored
+COCO: a point that is true | Coco | a polygon has a point that is no number
+COCO: a caption that is a number | Train coco:{}/coco | captions_val2017.json .* caption of annotations.0. is 7, not a text
+COCO: a picture that is a number | Train coco:{}/coco | captions_val2017.json .* file_name of images.0. is 7, not a word
+COCO: captions of an image that is true | Train coco:{}/coco | image_id of annotations.0. is True, not
 COCO: an image that is gone | Coco | \.jpg is missing
 COCO: a byte order mark | Coco | prints coco2017 clip: mIoU .* 4 images
 COCO: half a file | Coco | not a complete COCO
