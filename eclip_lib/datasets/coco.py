@@ -30,11 +30,11 @@ def _is_word(value):
 
 
 def _is_side(value):
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value < 2**16
 
 
 _ID, _WORD = (_is_id, "a whole number or a word"), (_is_word, "a word")
-_SIDE = (_is_side, "a whole number above 0")
+_SIDE = (_is_side, "a whole number from 1 to 65535")
 FIELDS = dict.fromkeys(("id", "image_id", "category_id"), _ID) | dict.fromkeys(("height", "width"), _SIDE)
 FIELDS |= dict.fromkeys(("file_name", "name"), _WORD)
 FIELDS["caption"] = (lambda value: value is None or isinstance(value, str), "a text")
@@ -111,14 +111,15 @@ class COCO2017(Dataset):
         for annotation in annotations:
             if annotation["category_id"] not in self.names:
                 raise ValueError(f"{self.path}: annotations of unknown category {annotation['category_id']}")
+            if annotation["image_id"] not in sizes:
+                lost += 1
+                continue
             try:
-                area = _area(annotation.get("segmentation"), sizes.get(annotation["image_id"], (0, 0)))
+                area = _area(annotation.get("segmentation"), sizes[annotation["image_id"]])
             except Exception as error:
                 said = f"{self.path}: the mask of annotation {annotation['id']} cannot be read ({error})"
                 raise ValueError(f"{said}; mend it or remove it") from error
-            if annotation["image_id"] not in self.coco.imgs:
-                lost += 1
-            elif area >= 2 or self.coco.annToMask(annotation).any():
+            if area >= 2 or self.coco.annToMask(annotation).any():
                 self.annotations[annotation["image_id"]].append(annotation)
             else:
                 empty.append(annotation["id"])
@@ -133,11 +134,11 @@ class COCO2017(Dataset):
         return [self.images / self.coco.imgs[item]["file_name"], self.path]
 
     def example(self, item):
-        path, masks = self.sources(item)[0], {}
+        path, listed, masks = self.sources(item)[0], self.coco.imgs[item], {}
         image = read_image(path, upright=False)
+        check_size((listed["height"], listed["width"]), image, path)
         for annotation in self.annotations[item]:
             mask = self.coco.annToMask(annotation).astype(bool)
-            check_size(mask, image, path)
             name = self.names[annotation["category_id"]]
             masks[name] = mask | masks[name] if name in masks else mask
         masks = {name: masks[name] for name in self.classes if name in masks}
@@ -157,8 +158,8 @@ def _area(segmentation, size):
     takes the process down."""
     if isinstance(segmentation, dict):
         sides, counts = segmentation.get("size"), segmentation.get("counts")
-        if not (isinstance(sides, list) and len(sides) == 2 and all(map(_is_side, sides))):
-            raise ValueError("its size is not two whole numbers above 0")
+        if sides != [*size[::-1]] or {*map(type, sides)} != {int}:
+            raise ValueError(f"its size is {files.few([sides])}, its image's {[*size[::-1]]}")
         if not isinstance(counts, list | str):
             raise ValueError("it has no counts")
         height, width = sides

@@ -4,6 +4,7 @@ Together with `encoders.py` the only place that knows open_clip's insides. Every
 the projection, because CLIP, ECLIP and RCLIP differ only in the `Projection` that follows."""
 
 import copy
+import math
 import re
 import sys
 import warnings
@@ -84,6 +85,9 @@ class Clip:
         if self.device.type == "cuda" and not self.is_vit:  # what cuDNN's convolutions are fastest on
             model.visual.to(memory_format=torch.channels_last)
         self.logit_scale = float(model.logit_scale.exp())
+        if not math.isfinite(self.logit_scale):
+            said = f"{network}: e to its logit_scale, {float(model.logit_scale):g}, is no factor on cosines"
+            raise ValueError(f"{said}; save its logarithm there, or get the weights again")
         self.projection = Projection.of_state(own_weights(model, network)).requires_grad_(False).to(device)
         self.projection.metadata = {"network": network, "weights": pretrained}
         self.backbone = None  # another image encoder, see `with_image_encoder`

@@ -205,9 +205,9 @@ def _quick_gelu_of(path, network, state):
     for name in ("config.json", "open_clip_config.json") if path.is_dir() or path.name in WEIGHTS else ():
         about = files.read_json(folder / name)
         marks = [inside(about, "hidden_act"), inside(about, "vision_config", "hidden_act")]
-        quick = inside(about, "quick_gelu") or inside(about, "model_cfg", "quick_gelu")
+        quick = True in (inside(about, "quick_gelu"), inside(about, "model_cfg", "quick_gelu"))
         if (quick or any(marks)) and _is_of(about, state):
-            return bool(quick) or "quick_gelu" in marks
+            return quick or "quick_gelu" in marks
     if f"{network}-quickgelu" in open_clip.list_models():
         inner = (tensor for name, tensor in state.items() if name.endswith("attn.in_proj_weight"))
         half = all(torch.equal(tensor, tensor.half().float()) for tensor in inner)
