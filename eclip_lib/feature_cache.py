@@ -200,6 +200,7 @@ def fill(job, view, workers=0, description=None) -> View:
             except ValueError as error:
                 failed.append(str(error))
                 warnings.warn(f"{error}; the others go on", stacklevel=2)
+        bar.update((total or bar.n) - bar.n)  # what was left out was looked at as well
     if world > 1:
         dist.barrier()
     return job.finish(view, failed)

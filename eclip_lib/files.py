@@ -10,10 +10,8 @@ import itertools
 import json
 import os
 import sys
-import threading
-import time
 from collections.abc import Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -84,21 +82,43 @@ def read_text(path) -> str:
 @contextmanager
 def replacing(path):
     """A path beside `path` to write to, which takes its place (through links, which stay) when the block ends
-    well and is removed when it does not; the folder is made. Raises OSError that says so where the disk is
-    full."""
+    well and is removed when it does not; the folder is made. What a killed process left there is written over
+    by the next that writes the same file. Raises OSError that says so where the disk is full."""
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{uuid4().hex[:16]}.partial")  # short: names end at 255 bytes
+    own = path.with_name(f".{digest(os.fsencode(path.name))}.partial")  # short: names end at 255 bytes
+    lock = _lock(own)
+    partial = own if lock else path.with_name(f".{uuid4().hex[:16]}.partial")
     try:
         yield partial
         os.replace(partial, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             said = f"no room for {path.name} in {path.parent}"
             raise OSError(f"{said}: free some space and run again, it resumes") from error
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        if lock:
+            lock.close()
+
+
+def _lock(partial):
+    """An open file of this name, empty, which is locked until it is closed; None where a living process has
+    it, or the disk has no locks."""
+    with suppress(OSError), ExitStack() as stack:
+        file = stack.enter_context(open(partial, "ab"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                partial.unlink()
+            return None
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(partial)):  # nobody finished it meanwhile
+            file.truncate(0)
+            stack.pop_all()
+            return file
+    return None
 
 
 def write(path, data: bytes | str):
@@ -134,17 +154,6 @@ def alone(path, otherwise=None, shared=False):
             said = f"{path}: this disk knows no locks ({error.strerror}); name a folder on another one"
             raise OSError(said) from error
         yield
-
-
-def end_with(parent):
-    """End this process, which was forked from `parent`, when that one ends: it holds that one's locks."""
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def read_json(path) -> dict:

@@ -6,12 +6,11 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import auto, std
-
-from . import files
 
 TOLD = "ECLIP_PROGRESS"  # names the file whose content is the line of the bar that moved last
 
@@ -43,7 +42,18 @@ def begun(parent):
     their own. The one that it inherits may be held by a thread that is not here to let it go."""
     for bars in (std.tqdm, auto.tqdm):
         bars.set_lock(threading.RLock())
-    files.end_with(parent)
+    _end_with(parent)
+
+
+def _end_with(parent):
+    """End this process, which was forked from `parent`, when that one ends: it holds that one's locks."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import json
 import tomllib
 from pathlib import Path
 
-import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
 from safetensors import safe_open
 from safetensors.torch import load_file, save
@@ -72,8 +71,10 @@ class Projection(nn.Module, ModelHubMixin):
         except Exception as error:
             said = f"{path} is not a projection pair written by Projection.save"
             raise ValueError(f"{said} ({str(error).splitlines()[0][:100]})") from error
-        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-            raise ValueError(f"{path}: weights that are not finite numbers; train the pair again")
+        if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError(f"{path}: weights that are not finite floats; train the pair again")
+        if not (pair.image.weight.any() and pair.text.weight.any()):
+            raise ValueError(f"{path}: all weights of a projection are 0; train the pair again")
         if clip is not None:
             pair.require_made_for(clip, path)
         return pair.requires_grad_(False)

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel, ValidationError
 
 from . import files
 
@@ -39,6 +40,28 @@ def device_name(device):
 GATHERED = ("weights", "datasets", "pairs", "notebooks")  # by name, from several processes
 
 
+class _Part(BaseModel, strict=True):
+    """What is read of what `run.json` says of a notebook."""
+
+    state: str
+    seconds: float
+    changed: list[str] = []
+    dropped: list[str] = []
+    made: dict[str, str] = {}
+
+
+class _Facts(BaseModel, strict=True):
+    """What is read of `run.json`."""
+
+    changed: list[str] = []
+    dropped: list[str] = []
+    settings: dict = {}
+    weights: dict = {}
+    datasets: dict[str, int] = {}
+    pairs: dict = {}
+    notebooks: dict[str, _Part] = {}
+
+
 class Record:
     """A JSON file of facts that several processes add to; each `add` is atomic."""
 
@@ -48,9 +71,11 @@ class Record:
     def read(self) -> dict:
         """All facts so far; {} where there are none, half of them, or others than `add` writes."""
         facts = files.read_json(self.path)
-        whole = all(isinstance(facts.get(kind, {}), dict) for kind in (*GATHERED, "settings"))
-        whole = whole and all(isinstance(part, dict) for part in facts.get("notebooks", {}).values())
-        return facts if whole else {}
+        try:
+            _Facts.model_validate(facts)
+        except ValidationError:
+            return {}
+        return facts
 
     def add(self, facts: dict):
         """Facts take the place of those of the same name; of what is `GATHERED` each keeps its own."""

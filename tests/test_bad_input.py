@@ -17,6 +17,7 @@ import pytest
 import torch
 from export import write_coco, write_imagenet_s, write_voc
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import eclip_lib as eclip
@@ -179,6 +180,7 @@ WEIGHTS = {  # file name: what is saved in place of scenes-ViT-32's weights
     "several.pt": lambda state: {"ema": {k: v * 0 for k, v in state.items()}, "state_dict": state},
     "own.pt": lambda state: {"weights": {f"module._orig_mod.{k}": v for k, v in state.items()}},
     "more.pt": lambda state: {f"model.{k}": v for k, v in state.items()} | {"loss.scale": torch.ones(2)},
+    "factor.pt": lambda state: state | {"logit_scale": torch.tensor(100.0)},
     "zero.pt": lambda state: {k: v * 0 for k, v in state.items()},
     "small.pt": lambda state: eclip.load_clip("scenes-ViT-16").model.state_dict(),
 }
@@ -244,6 +246,15 @@ def coco(place, change):
     (place / INSTANCES).write_text(json.dumps(change(about) or about))
 
 
+def captions(place, **changes):
+    """COCO's captions of one picture, with changes."""
+    image, note = {"id": 1, "file_name": "1.jpg"}, {"id": 1, "image_id": 1, "caption": "a star"}
+    about = {"images": [image], "annotations": [note]}
+    for entry in (image, note):
+        entry |= {name: value for name, value in changes.items() if name in entry}
+    files.write(place / "coco/annotations/captions_val2017.json", json.dumps(about))
+
+
 def first(**changes):
     """What changes COCO's first annotation."""
     return lambda place: coco(place, lambda about: about["annotations"][0].update(changes))
@@ -290,6 +301,25 @@ def as_words(about):
         image["id"] = str(image["id"])
     for note in about["annotations"]:
         note["image_id"] = str(note["image_id"])
+
+
+def taller(about):
+    about["images"][0]["height"] += 1
+    for note in about["annotations"]:
+        note["segmentation"] = [[0, 0, 100, 0, 100, 100]]
+
+
+def statistics(place, **about):
+    """What the files beside the weights in shards say of their preprocessing."""
+    config = json.dumps({"preprocess_cfg": about, "model_cfg": {}})
+    files.write(place / "shards" / "open_clip_config.json", config)
+
+
+def pair(place, change):
+    path = str(place / "pair.safetensors")
+    with safe_open(path, "pt") as file:
+        tensors, metadata = {name: change(file.get_tensor(name)) for name in file.keys()}, file.metadata()
+    save_file(tensors, path, metadata)
 
 
 def pictures(place, *names):
@@ -346,6 +376,32 @@ SPOILT = {  # name of a case: what is done to the place first
     "COCO: a category id twice": category(id=1, name="other"),
     "COCO: a category without a name": category(id=77, name=""),
     "COCO: category ids of two kinds": category(id="x", name="other"),
+    "COCO: an id that is no number": first(image_id=True),
+    "COCO: a category id that is none": first(category_id=None),
+    "COCO: an annotation without an id": lambda p: coco(p, lambda a: a["annotations"][0].pop("id") and None),
+    "COCO: a height that is no number": lambda p: coco(p, lambda a: a["images"][0].update(height=True)),
+    "COCO: a size in words": first(segmentation={"size": ["224", "224"], "counts": [5, 10]}),
+    "COCO: a size that is no number": lambda p: [
+        coco(p, lambda a: a["images"][0].update(height=1, width=1)),
+        first(segmentation={"size": [1, True], "counts": [0, 1]})(p),
+    ],
+    "COCO: a size that is another": first(segmentation={"size": [10, 10], "counts": [5, 95]}),
+    "COCO: a size that its picture has not": lambda p: coco(p, taller),
+    "a run over a stranger's report": lambda p: files.write(p / "theirs" / "report.md", "mine"),
+    "statistics in words": lambda p: statistics(p, mean=["0.5"] * 3, std=[0.5] * 3),
+    "statistics of 8 bits": lambda p: statistics(p, mean=[123.7] * 3, std=[58.4] * 3),
+    "statistics without a spread": lambda p: statistics(p, mean=[0.5] * 3, std=[0] * 3),
+    "statistics that are no numbers": lambda p: statistics(p, mean=[float("nan")] * 3, std=[0.5] * 3),
+    "a pair of whole numbers": lambda p: pair(p, lambda tensor: (tensor * 100).to(torch.int8)),
+    "a pair of nothing": lambda p: pair(p, torch.zeros_like),
+    "a network with statistics of two channels": lambda p: statistics(p, mean=[0.5] * 2, std=[0.5] * 2),
+    "COCO: run lengths that are none": first(segmentation={"size": SIZE, "counts": None}),
+    "COCO: run lengths that are true": first(segmentation={"size": SIZE, "counts": [True, 224 * 224 - 1]}),
+    "COCO: a mask that is a word": first(segmentation="circle"),
+    "COCO: a point that is true": first(segmentation=[[True, 1, 9, 1, 9, 9]]),
+    "COCO: a caption that is a number": lambda p: captions(p, caption=7),
+    "COCO: a picture that is a number": lambda p: captions(p, file_name=7),
+    "COCO: captions of an image that is true": lambda p: captions(p, image_id=True),
     "COCO: an image that is gone": lambda p: next(p.glob("coco/val2017/*.jpg")).unlink(),
     "COCO: a byte order mark": lambda p: rewrite(p / INSTANCES, lambda t: "\ufeff" + t),
     "COCO: half a file": lambda p: rewrite(p / INSTANCES, lambda t: t[:500]),
@@ -422,6 +478,8 @@ maps over another's arrays | Explain --npz {}/mine.npz | mine.npz is there, is n
 a pair over weights | train scenes:6 {}/other.safetensors | other.safetensors is there, is not of this command and
 an overlay with a table's name | explain {}/red.png circle --out {}/new.csv | what is written there is a .png file; name it new.png
 rows in a folder with a file's name | Evaluate --out {}/new.csv | new.csv ends like a file, but is to be a folder; name it new
+maps in a folder with a dot | explain {}/[1]{a} circle --out {}/maps.h | prints maps.h/red.png
+rows in a folder with a letter behind its dot | Evaluate --datasets scenes --limit 1 --out {}/rows.t | prints scenes clip: mIoU
 a run in a folder with a file's name | reproduce --figure 5 --out {}/new.json | new.json ends like a file
 a comma too many | Explain --method rclip, | --method: a name in 'rclip,' is empty; write one, or several like a,b
 a comma twice | Evaluate --measures miou,,msc | --measures: a name in 'miou,,msc' is empty
@@ -437,6 +495,8 @@ a method that needs a pair | Explain --pretrained {}/other.safetensors --method 
 a pair for a method without | Explain --projection {}/pair.safetensors | no other method takes one
 a pair of another | Explain --network scenes-RN --method eclip --projection {}/pair.safetensors | made for
 a pair that is a checkpoint | Explain --method eclip --projection {}/nan.safetensors | is not a projection
+a pair of whole numbers | Explain --method eclip --projection {}/pair.safetensors | weights that are not finite floats
+a pair of nothing | Explain --method eclip --projection {}/pair.safetensors | all weights of a projection are 0
 another input size | Explain --size 224x448 | prints out.png
 an input size that does not divide | Explain --size 225 | input of 225x225 does not divide into cells of 32x32
 an input size that is none | Explain --size big | --size is a side
@@ -459,6 +519,12 @@ weights with others beside them | Explain --pretrained {}/more.pt | prints out.p
 weights with another suffix | Explain --pretrained {}/other.bin | prints out.png
 weights in shards | Explain --pretrained {}/shards | prints out.png
 weights of which a shard is gone | Explain --pretrained {}/shards | names 2 files; not there: 1.safetensors; get the folder
+statistics in words | Explain --pretrained {}/shards | open_clip_config.json: mean and std of its preprocessing are not three
+statistics of 8 bits | Explain --pretrained {}/shards | not three numbers of 0 to 1 each, std above 0
+statistics without a spread | Explain --pretrained {}/shards | not three numbers of 0 to 1 each, std above 0
+statistics that are no numbers | Explain --pretrained {}/shards | not three numbers of 0 to 1 each, std above 0
+a network with statistics of two channels | Explain --network local-dir:{}/shards | not three numbers of 0 to 1 each
+a factor on cosines beyond all | Explain --pretrained {}/factor.pt | e to its logit_scale, 100, is no factor on cosines
 weights of the hub | Explain --pretrained openai/clip | no checkpoint at openai/clip; of the hub, write hf-hub:openai/clip
 a network of the hub | Explain --network openai/clip | no network 'openai/clip'; near: .*; of the hub, write hf-hub:openai/clip
 a network's folder | Explain --network {}/shards | no network .*; the folder of a CLIP's files is local-dir:/
@@ -497,7 +563,7 @@ VOC: an image that is gone | Voc | \.jpg is missing
 VOC: an image cut off | Voc | \.jpg cannot be read as an image
 COCO: a category out of range | Coco | unknown category 999
 COCO: a picture under two ids | Coco | picture '.*jpg' is there twice
-COCO: a picture without a name | Coco | image 1 has no file_name
+COCO: a picture without a name | Coco | file_name of images.0. is '', not a word
 COCO: a mask of no pixel | Coco | prints 1 annotations cover no pixel and are left out .1.
 COCO: a mask between the pixels | Coco | prints 1 annotations cover no pixel and are left out .1.
 COCO: a mask beside the picture | Coco | prints 1 annotations cover no pixel and are left out .1.
@@ -511,8 +577,23 @@ COCO: no masks but boxes | Coco | boxes alone cannot be scored
 COCO: an annotation of no image | Coco | prints 1 annotations are of images that it does not list
 COCO: a category twice | Coco | category '.*' is there twice
 COCO: a category id twice | Coco | category id 1 is there twice
-COCO: a category without a name | Coco | the name of a category is ''
-COCO: category ids of two kinds | Coco | not a complete COCO file
+COCO: a category without a name | Coco | name of categories.\d+. is '', not a word
+COCO: category ids of two kinds | Coco | prints coco2017 clip: mIoU .* 4 images
+COCO: an id that is no number | Coco | image_id of annotations.0. is True, not a whole number or a word
+COCO: a category id that is none | Coco | category_id of annotations.0. is None, not a whole
+COCO: an annotation without an id | Coco | id of annotations.0. is not there
+COCO: a height that is no number | Coco | height of images.0. is True, not a whole number from
+COCO: a size in words | Coco | its size is .'224', '224'., its image's .224, 224.
+COCO: a size that is no number | Coco | its size is .1, True., its image's .1, 1.
+COCO: a size that is another | Coco | its size is .10, 10., its image's .224, 224.
+COCO: a size that its picture has not | Coco | the mask is 224x225, its image 224x224
+COCO: run lengths that are none | Coco | it has no counts
+COCO: run lengths that are true | Coco | its run lengths are not whole numbers
+COCO: a mask that is a word | Coco | boxes alone cannot be scored
+COCO: a point that is true | Coco | a polygon has a point that is no number
+COCO: a caption that is a number | Train coco:{}/coco | captions_val2017.json .* caption of annotations.0. is 7, not a text
+COCO: a picture that is a number | Train coco:{}/coco | captions_val2017.json .* file_name of images.0. is 7, not a word
+COCO: captions of an image that is true | Train coco:{}/coco | image_id of annotations.0. is True, not
 COCO: an image that is gone | Coco | \.jpg is missing
 COCO: a byte order mark | Coco | prints coco2017 clip: mIoU .* 4 images
 COCO: half a file | Coco | not a complete COCO
@@ -587,6 +668,7 @@ a run over the notebooks | reproduce --figure 5 --out {repository} | 05_mmp_trai
 a run among the notebooks | reproduce --figure 5 --out {repository}/notebooks | lies in the repository's own notebooks
 a run among the results | reproduce --figure 5 --out {repository}/results/mine | lies in the repository's own results
 a run over a stranger's figure | reproduce --figure 5 --out {}/theirs | mmp_losses.png is there, but no run.json
+a run over a stranger's report | reproduce --figure 5 --out {}/theirs | report.md is there, but no run.json
 a run in a link to itself | reproduce --figure 5 --out {}/link | link.*: Too many levels of symbolic links
 a run promoted onto itself | promote --partial --out {}/run --into {}/run | table_1.csv is an input and would be
 a run promoted over a stranger's | promote --partial --out {}/run --into {}/theirs | no run.json beside it
@@ -627,14 +709,15 @@ def test_commands(name, place, monkeypatch, capsys):
 
 
 def test_a_configuration_counts_beside_its_own_weights_and_a_pair_for_its_activation(place, monkeypatch):
-    names = {"own": "model.safetensors", "stranger": "mine.safetensors", "sizes": "model.safetensors"}
+    names = dict.fromkeys(("own", "sizes", "word"), "model.safetensors") | {"stranger": "mine.safetensors"}
     for folder, name in names.items():
-        about = {"model_cfg": {"quick_gelu": True} | ({"embed_dim": 7} if folder == "sizes" else {})}
+        quick = "no" if folder == "word" else True
+        about = {"model_cfg": {"quick_gelu": quick} | ({"embed_dim": 7} if folder == "sizes" else {})}
         files.write(place / folder / "config.json", json.dumps(about))
         shutil.copy(demo.checkpoint("scenes-ViT-32"), place / folder / name)
     paths = {folder: place / folder / name for folder, name in names.items()}
     clips = {folder: eclip.load_clip("scenes-ViT-32", path).identity for folder, path in paths.items()}
-    assert [clip["quick_gelu"] for clip in clips.values()] == [True, False, False]
+    assert [clip["quick_gelu"] for clip in clips.values()] == [True, False, False, False]
     words = [word.replace("{}", str(place)) for word in TRAIN]
     assert (
         run(monkeypatch, "train", "scenes:6", place / "p.safetensors", *words, "--pretrained", paths["own"])

@@ -1,6 +1,7 @@
 """Killed, crowded and read-only: what is computed stays, what is rerun is equal. Same seed, same numbers."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from eclip_lib import files, training
 from eclip_lib.commands import bench, boundary, cluster
 from eclip_lib.datasets.image_text import ScenePairs
 from eclip_lib.datasets.scenes import Scenes
+from eclip_lib.networks import clip
 
 TRAIN = ["scenes:64", "--epochs", "60", "--batch-size", "16", "--pooling", "max", "--workers", "0"]
 EVALUATE = ["evaluate", "clip", "--networks", "scenes-ViT-32", "--datasets", "scenes"]
@@ -159,6 +161,33 @@ def test_a_killed_worker_is_one_sentence(tmp_path, monkeypatch):
         assert "a process that decodes images was killed" in run(monkeypatch, *command)
 
 
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(), EOFError(), RuntimeError("DataLoader worker (pid 7)")]
+)
+def test_a_worker_killed_in_the_middle_of_a_batch_is_the_same_sentence(error, monkeypatch):
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr(clip, "DataLoader", broken)
+    with pytest.raises(OSError, match=re.escape(clip.KILLED)):
+        list(clip.loaded([1], 1))
+    assert boundary.sentence(RuntimeError("DataLoader worker (pid 7) exited")) == clip.KILLED
+    error = RuntimeError("of its own")
+    with pytest.raises(RuntimeError, match="of its own"):
+        list(clip.loaded([1], 1))
+
+
+class Talkative(list):
+    def __getitem__(self, index):
+        sys.excepthook(EOFError, EOFError("told in a worker"), None)  # as multiprocessing's threads do
+        return index
+
+
+def test_a_worker_leaves_no_traceback_of_its_own(capfd):
+    assert list(clip.loaded(Talkative([1]), 1, workers=1)) == [[0]]
+    assert not capfd.readouterr().err
+
+
 class Untold:
     def __del__(self):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
@@ -193,6 +222,48 @@ def test_a_part_that_could_not_be_evaluated_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="1 of 2 parts of scenes could not be evaluated.*run again"):
         cluster.evaluate_parts(load, eclip.load_dataset("scenes", limit=4), tmp_path, size=2)
     assert (tmp_path / "00000.csv").exists()
+    monkeypatch.setattr(cluster, "scatter", lambda setup, count, *_: list(map(setup(), range(count))))
+    rows, note = (tmp_path / name for name in ("00000.csv", "about.json"))
+    whole, part = note.read_text(), eclip.load_dataset("scenes", limit=4)
+    for content in ("[]", "null", '{"mine": 1}', "mine"):  # a stranger's
+        note.write_text(content)
+        with pytest.raises(ValueError, match="about.json is there, is not of this command"):
+            cluster.evaluate_parts(load, part, tmp_path, size=2)
+        assert note.read_text() == content and rows.exists()
+    for content in ("", whole[:40]):  # our own, half of it
+        note.write_text(content), rows.write_text(rows.read_text().replace("scenes-ViT-32", "other"))
+        assert set(cluster.evaluate_parts(load, part, tmp_path, size=2)["network"]) == {"scenes-ViT-32"}
+        assert note.read_text() == whole
+
+
+WRITE = """import os, signal
+from eclip_lib import files
+with files.replacing({!r}) as partial:
+    partial.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_and_a_living_ones_stays(tmp_path):
+    path = tmp_path / "a.txt"
+    assert start(WRITE.format(str(path))).wait(60) == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    with files.replacing(path) as first:
+        first.write_text("first")
+        with files.replacing(path) as second:
+            second.write_text("second")
+            assert left == first != second and first.read_text() == "first"
+        assert path.read_text() == "second" and first.read_text() == "first"
+        with pytest.raises(ZeroDivisionError), files.replacing(path):
+            1 / 0  # noqa: B018
+        assert first.read_text() == "first"
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_without_locks_is_written_to_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", lambda *_: exec("raise OSError(38, 'no locks')"))
+    files.write(tmp_path / "a.txt", "a")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_name_is_set_aside_under_a_name_that_nobody_has(tmp_path):

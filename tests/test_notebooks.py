@@ -239,7 +239,12 @@ def test_fewer_images_than_a_dataset_has_and_no_note_at_all_are_no_whole_run(fin
     finished.note("02_last", 0, "complete")
     with pytest.raises(ValueError, match="8 of 1449 images of voc2012"):
         promote("demo")
-    for text in ("null", '{"notebooks": []}', '{"notebooks": {"02_last": null}}', '{"settings": null}'):
+    part = '{"notebooks": {"02_last": {"state": "complete", "seconds": 1, "made": {}}}}'
+    spoilt = [part.replace(one, "[7]") for one in ('"complete"', "1", "{}")]
+    spoilt += [f'{{"datasets": {{"voc2012": {count}}}}}' for count in ('"8"', "null", "[8]", "true")]
+    spoilt += ["null", '{"notebooks": []}', '{"notebooks": {"02_last": null}}', '{"settings": null}']
+    spoilt += ['{"changed": "limit"}', '{"dropped": [7]}', '{"changed": null}']
+    for text in spoilt:
         (finished.out / "run.json").write_text(text)
         with pytest.raises(ValueError, match="no run.json"):
             promote("demo")

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tqdm import std
+from tqdm import auto, std
 
 import eclip_lib as eclip
 from eclip_lib import feature_cache as caching
@@ -249,8 +249,7 @@ def test_a_killed_pass_resumes_to_the_same_bytes(clip, tmp_path):
     os.kill(job.pid, signal.SIGKILL)
     job.wait()
     again = caching.cache_features(clip, ScenePairs(**SOURCE), tmp_path / "cut", batch_size=8)
-    leftovers = [name for name in content(again) if name.endswith(".partial")]
-    assert {k: v for k, v in content(again).items() if k not in leftovers} == content(whole)
+    assert content(again) == content(whole)
 
 
 def test_a_full_disk_is_one_clear_sentence(tmp_path):
@@ -294,6 +293,21 @@ def test_broken_images_of_a_web_dataset_are_skipped_and_counted(clip, tmp_path):
     assert sum(len(text) for _, text in training.batches(cache.view(), "max", 2, 0, 0)) == 2
     with pytest.raises(FileNotFoundError, match="no image-caption pair"):
         WebPairs(tmp_path / "none-*.tar")
+
+
+def test_the_bar_of_a_pass_ends_full_where_pairs_are_left_out(clip, tmp_path, monkeypatch):
+    lines = ["filepath\ttitle", "a.jpg\ta circle", "a.jpg\t", "gone.jpg\ta star", "a.jpg\ta ring"]
+    (tmp_path / "a.jpg").write_bytes(jpeg("green")), (tmp_path / "list.csv").write_text("\n".join(lines))
+    bars = []
+
+    def tqdm(**options):
+        bars.append(auto.tqdm(**options | {"disable": False, "file": io.StringIO()}))
+        return bars[-1]
+
+    monkeypatch.setattr(caching, "tqdm", tqdm)
+    with pytest.warns(UserWarning, match="2 of 4 pairs were skipped"):
+        caching.cache_features(clip, CsvPairs(tmp_path / "list.csv"), tmp_path / "cache")
+    assert [(bar.n, bar.total) for bar in bars] == [(4, 4)]
 
 
 def test_what_is_in_a_part_counts_not_its_name_and_size(clip, tmp_path):

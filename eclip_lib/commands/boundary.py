@@ -37,7 +37,9 @@ def sentence(error):
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory: run with a smaller --batch-size, or with --device cpu"
     if "DataLoader worker" in line:  # told by a signal, wherever this process is then
-        return "a process that decodes images was killed, mostly for lack of memory: run with fewer --workers"
+        from ..networks.clip import KILLED  # of torch, which is loaded then
+
+        return KILLED
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed; pip install 'eclip-lib[notebooks]' has all that commands need"
     return (

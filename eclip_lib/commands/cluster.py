@@ -125,6 +125,7 @@ def evaluate_parts(load, dataset, folder, workers=2, gpus=0, size=200, batch_siz
     about = {"explainer": identity, "options": options, "size": size, "code": core_digest()}
     about |= dataset.identity | clip.identity
     folder = Path(folder)
+    outputs.require_free([(folder / "about.json", outputs.ABOUT)])
     note = files.read_json(folder / "about.json")
     if note and files.digest(note) != files.digest(about):
         raise ValueError(f"{folder} holds rows of another evaluation; name another folder, or empty it")

@@ -1,7 +1,6 @@
 """What a command will write, looked at before any work; docs/using.md says what becomes of files that are
 there."""
 
-import mimetypes
 import mmap
 import os
 import re
@@ -20,10 +19,11 @@ OVERLAY = "eclip explain"
 SCORES = r'\A\{\n "[^\n]*": \{\n  "[^\n]*": -?\d'
 RUN = r'"(notebooks|partial)":\s*[\[{]'
 MAPS = r"(?s)/grid\.npy.*texts\.npy"
+ABOUT = r'\A\{\n "explainer": '  # of an evaluation in parts
 BENCH, AGREEMENT, GROWTH = "what,unit,ours,reference", "setting,mIoU,mSC", "step,size,work"
-# endings of files, whoever writes them
-KNOWN = {*SUFFIXES, *(f".{kind}" for kind in PICTURES), ".npz", ".npy", ".yaml", ".ipynb", ".parquet"}
-KNOWN |= mimetypes.MimeTypes().types_map[True].keys()
+# endings by which a person means a file
+_OTHERS = "pdf svg eps csv tsv xlsx parquet json jsonl yaml yml npz npy ipynb py txt md html zip gz".split()
+KNOWN = {*SUFFIXES, *(f".{kind}" for kind in (*PICTURES, *_OTHERS))}
 
 
 def named(word, *kinds) -> Path:

@@ -150,6 +150,7 @@ def require_free(run, books, training):
     texts = "".join(path.read_text() for path in books)  # what they save is named in them
     there = [file for kind in ("tables", "figures") for file in (run.place / kind).glob("[!.]*")]
     made += [file for file in there if any(name in texts for name in _written(file.stem))]
+    made += [run.place / name for name in ("report.md", "report.html", "timings.csv")]
     outputs.require_free([*made, (run.record.path, outputs.RUN)], [*books, *weights(run)])
     outputs.require_run(run.place, made)
 

@@ -48,12 +48,12 @@ def promote(profile="demo", out=None, into=None, partial=False):
 def shortcomings(run, facts) -> list[str]:
     """What keeps a run from being the whole of its profile, in words, by its `run.json`."""
     if not facts:
-        return ["it has no run.json"]
+        return ["it has no run.json, or one that is half-written or not of a run"]
     parts = facts.get("notebooks", {})
     states = {path.stem: parts.get(path.stem, {}).get("state", "not run") for path in notebooks(run)}
     found = [f"{name} {state}" for name, state in states.items() if state != "complete"]
     for words, kind in (("with", "changed"), ("without", "dropped")):
-        named = dict.fromkeys(name for part in [facts, *parts.values()] for name in part.get(kind) or ())
+        named = dict.fromkeys(name for part in [facts, *parts.values()] for name in part.get(kind, ()))
         found += [f"{words} {', '.join(named)}"] if named else []
     whole = {name: about["images"] for name, about in checkpoints.registry()["datasets"].items()}
     seen = {name: count for name, count in facts.get("datasets", {}).items() if name in whole}

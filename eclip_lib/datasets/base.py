@@ -174,7 +174,8 @@ def _eight_bits(image, kind, name):
     return Image.fromarray(grey)
 
 
-def check_size(mask, image, path):
-    """Raise ValueError where a mask [H, W] and its image (PIL) differ in size."""
-    if (size := mask.shape[::-1]) != image.size:
-        raise ValueError(f"{path}: the mask is {size[0]}x{size[1]}, its image {image.width}x{image.height}")
+def check_size(shape, image, path):
+    """Raise ValueError where the shape (H, W) of a mask is not that of its image (PIL)."""
+    height, width = shape
+    if (width, height) != image.size:
+        raise ValueError(f"{path}: the mask is {width}x{height}, its image {image.width}x{image.height}")

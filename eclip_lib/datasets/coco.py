@@ -16,22 +16,52 @@ FARTHEST = 1e6  # pixels, of a polygon's point
 LAYOUT = "root/val2017/*.jpg and root/annotations/instances_val2017.json"
 
 
-def incomplete(path, problem):
+INSTANCES = {"images": "id file_name height width", "annotations": "id image_id category_id"}
+INSTANCES |= {"categories": "id name"}
+CAPTIONS = {"images": "id file_name", "annotations": "id image_id caption"}
+
+
+def _is_id(value):
+    return isinstance(value, str) or (type(value) in (int, float) and value % 1 == 0)
+
+
+def _is_word(value):
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_side(value):
+    return type(value) is int and 0 < value < 2**16
+
+
+_ID, _WORD = (_is_id, "a whole number or a word"), (_is_word, "a word")
+_SIDE = (_is_side, "a whole number from 1 to 65535")
+FIELDS = dict.fromkeys(("id", "image_id", "category_id"), _ID) | dict.fromkeys(("height", "width"), _SIDE)
+FIELDS |= dict.fromkeys(("file_name", "name"), _WORD)
+FIELDS["caption"] = (lambda value: value is None or isinstance(value, str), "a text")
+
+
+def _incomplete(path, problem):
     """The ValueError of a COCO file that is not as COCO's are."""
-    problem = f"an entry has no {problem}" if isinstance(problem, KeyError) else problem
     return ValueError(f"{path} is not a complete COCO file: {problem}; download it again")
 
 
-def read_annotations(path, keys):
-    """A COCO annotation file -> its dictionary, the lists `keys` in it. Raises ValueError."""
+def read_annotations(path, needs):
+    """A COCO annotation file -> its dictionary. needs: {list in it: the `FIELDS` of each of its entries}.
+    Raises ValueError that names what is not there, or not as it must be."""
     try:
         document = json.loads(path.read_bytes())  # of any Unicode encoding
     except (ValueError, RecursionError) as error:
-        raise incomplete(path, error) from error
-    for key in keys:
+        raise _incomplete(path, error) from error
+    for key, fields in needs.items():
         entries = document.get(key) if isinstance(document, dict) else None
         if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
-            raise incomplete(path, f"it has no list of {key}")
+            raise _incomplete(path, f"it has no list of {key}")
+        for field in fields.split():
+            fits, words = FIELDS[field]
+            for place, entry in enumerate(entries):
+                if not (field in entry and fits(entry[field])):
+                    value = files.few([repr(entry[field])]) if field in entry else "not there"
+                    raise _incomplete(path, f"{field} of {key}[{place}] is {value}, not {words}")
     return document
 
 
@@ -47,15 +77,11 @@ class COCO2017(Dataset):
         from pycocotools.coco import COCO
 
         self.coco = COCO()
-        self.coco.dataset = read_annotations(self.path, ("images", "annotations", "categories"))
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress there
-                self.coco.createIndex()
-            self._check()
-        except (KeyError, TypeError) as error:
-            raise incomplete(self.path, error) from error
-        numbers = all(isinstance(item, int) for item in self.coco.imgs)
-        self.items = sorted(filter(self.annotations.get, self.coco.imgs), key=None if numbers else str)
+        self.coco.dataset = read_annotations(self.path, INSTANCES)
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress there
+            self.coco.createIndex()
+        self._check()
+        self.items = _sorted(filter(self.annotations.get, self.coco.imgs))
         if not self.items:
             raise ValueError(f"{self.name}: {self.path} annotates no image")
         if bare := sorted(self.coco.imgs.keys() - set(self.items), key=str):
@@ -66,14 +92,10 @@ class COCO2017(Dataset):
 
     def _check(self):
         images, annotations = (self.coco.dataset[key] for key in ("images", "annotations"))
-        categories = sorted(self.coco.dataset["categories"], key=lambda c: c["id"])
+        known = {c["id"]: c for c in self.coco.dataset["categories"]}
+        categories = [known[number] for number in _sorted(c["id"] for c in self.coco.dataset["categories"])]
         self.names = {c["id"]: c["name"] for c in categories}
         self.classes = [c["name"] for c in categories]
-        for image in images:
-            sides = [image.get("height"), image.get("width")]
-            if not _is_word(image.get("file_name")) or not all(isinstance(s, int) for s in sides):
-                said = f"image {image['id']} has no file_name, height or width"
-                raise ValueError(f"{self.path}: {said}; download it again")
         for kind, values in {
             "image id": [image["id"] for image in images],
             "picture": [os.path.normpath(image["file_name"]) for image in images],
@@ -84,22 +106,20 @@ class COCO2017(Dataset):
             if twice:
                 said = f"{self.path}: {kind} {twice[0]!r} is there twice"
                 raise ValueError(f"{said}; which one is meant is not known")
-        wordless = [name for name in self.classes if not _is_word(name)]
-        if wordless:
-            raise ValueError(f"{self.path}: the name of a category is {wordless[0]!r}, no word for a prompt")
         sizes = {image["id"]: (image["width"], image["height"]) for image in images}
         self.annotations, empty, lost = defaultdict(list), [], 0  # image: those that cover a pixel of it
         for annotation in annotations:
             if annotation["category_id"] not in self.names:
                 raise ValueError(f"{self.path}: annotations of unknown category {annotation['category_id']}")
+            if annotation["image_id"] not in sizes:
+                lost += 1
+                continue
             try:
-                area = _area(annotation.get("segmentation"), sizes.get(annotation["image_id"], (0, 0)))
+                area = _area(annotation.get("segmentation"), sizes[annotation["image_id"]])
             except Exception as error:
                 said = f"{self.path}: the mask of annotation {annotation['id']} cannot be read ({error})"
                 raise ValueError(f"{said}; mend it or remove it") from error
-            if annotation["image_id"] not in self.coco.imgs:
-                lost += 1
-            elif area >= 2 or self.coco.annToMask(annotation).any():
+            if area >= 2 or self.coco.annToMask(annotation).any():
                 self.annotations[annotation["image_id"]].append(annotation)
             else:
                 empty.append(annotation["id"])
@@ -114,11 +134,11 @@ class COCO2017(Dataset):
         return [self.images / self.coco.imgs[item]["file_name"], self.path]
 
     def example(self, item):
-        path, masks = self.sources(item)[0], {}
+        path, listed, masks = self.sources(item)[0], self.coco.imgs[item], {}
         image = read_image(path, upright=False)
+        check_size((listed["height"], listed["width"]), image, path)
         for annotation in self.annotations[item]:
             mask = self.coco.annToMask(annotation).astype(bool)
-            check_size(mask, image, path)
             name = self.names[annotation["category_id"]]
             masks[name] = mask | masks[name] if name in masks else mask
         masks = {name: masks[name] for name in self.classes if name in masks}
@@ -126,8 +146,10 @@ class COCO2017(Dataset):
         return Example(image_id, image, masks, np.zeros(image.size[::-1], bool))
 
 
-def _is_word(name):
-    return isinstance(name, str) and bool(name.strip())
+def _sorted(ids):
+    """Ids in order: by number, or where one is a word by what they are called."""
+    ids = list(ids)
+    return sorted(ids, key=str if any(isinstance(item, str) for item in ids) else None)
 
 
 def _area(segmentation, size):
@@ -135,20 +157,25 @@ def _area(segmentation, size):
     pycocotools reads as it is meant: of others it makes an empty mask, leaves pixels as it finds them, or
     takes the process down."""
     if isinstance(segmentation, dict):
-        (height, width), counts = segmentation["size"], segmentation["counts"]
+        sides, counts = segmentation.get("size"), segmentation.get("counts")
+        if sides != [*size[::-1]] or {*map(type, sides)} != {int}:
+            raise ValueError(f"its size is {files.few([sides])}, its image's {[*size[::-1]]}")
+        if not isinstance(counts, list | str):
+            raise ValueError("it has no counts")
+        height, width = sides
         counts = counts if isinstance(counts, list) else _run_lengths(counts)
-        if not all(isinstance(count, int) and count >= 0 for count in counts):
+        if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError("its run lengths are not whole numbers")
         if sum(counts) != height * width:
             raise ValueError(f"its run lengths cover {sum(counts)} of {height * width} pixels")
         return sum(counts[1::2])
-    if not segmentation:
+    if not segmentation or not isinstance(segmentation, list):
         raise ValueError("it has no segmentation, and boxes alone cannot be scored")
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError("a polygon needs three points or more, each of x and y")
         # false for nan as well
-        if not all(isinstance(n, int | float) and abs(n) < FARTHEST for n in polygon):
+        if not all(type(n) in (int, float) and abs(n) < FARTHEST for n in polygon):
             raise ValueError("a polygon has a point that is no number, or far outside of any picture")
     area = 0
     for polygon in segmentation:
@@ -163,7 +190,7 @@ def _run_lengths(text):
     """The run lengths in COCO's compressed form: five bits a character, the lowest first; differences from
     the fourth on."""
     runs, value, shift = [], 0, 0
-    for code in text if isinstance(text, bytes) else text.encode():
+    for code in text.encode():
         value |= (code - 48 & 31) << shift
         shift += 5
         if not code - 48 & 32:

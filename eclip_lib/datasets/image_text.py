@@ -18,7 +18,7 @@ import torch
 from .. import files
 from . import scenes
 from .base import read_image
-from .coco import incomplete, read_annotations
+from .coco import CAPTIONS, read_annotations
 from .tables import rows
 from .tars import WebPairs, nonempty
 
@@ -144,15 +144,12 @@ class CocoPairs(_Listed):
 
     def __init__(self, root, split="val2017", size=1000):
         path = Path(root, "annotations", f"captions_{split}.json")
-        document = read_annotations(path, ("images", "annotations"))
-        try:
-            names = {image["id"]: image["file_name"] for image in document["images"]}
-            found = [a for a in document["annotations"] if a["image_id"] in names]
-            found.sort(key=lambda a: str(a["id"]).zfill(20))
-            paths = (str(Path(root, split, names[a["image_id"]])) for a in found)
-            pairs = [(path, (a["caption"] or "").strip()) for path, a in zip(paths, found, strict=True)]
-        except (KeyError, AttributeError, TypeError) as error:
-            raise incomplete(path, error) from error
+        document = read_annotations(path, CAPTIONS)
+        names = {image["id"]: image["file_name"] for image in document["images"]}
+        found = [a for a in document["annotations"] if a["image_id"] in names]
+        found.sort(key=lambda a: str(a["id"]).zfill(20))
+        paths = (str(Path(root, split, names[a["image_id"]])) for a in found)
+        pairs = [(path, (a["caption"] or "").strip()) for path, a in zip(paths, found, strict=True)]
         if len(names) < len(document["images"]):
             said = f"{path}: an image id is there twice"
             raise ValueError(f"{said}; which image its captions mean is not known")

@@ -52,7 +52,7 @@ class ImageNetS50(Dataset):
             said = f"{path}: blue is not 0 everywhere, as in masks of R + 256 G"
             raise ValueError(f"{said}; get the file again")
         labels = colours[..., 0] + 256 * colours[..., 1]
-        check_size(labels, image, path)
+        check_size(labels.shape, image, path)
         present = sorted(set(np.unique(labels).tolist()) - {0, VOID})
         if present and present[-1] > len(SYNSETS):
             raise ValueError(f"{path}: class id {present[-1]} is beyond the {len(SYNSETS)} of ImageNet-S50")

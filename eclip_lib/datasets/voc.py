@@ -52,7 +52,7 @@ class VOC2012(Dataset):
     def example(self, item):
         photo, path = self.sources(item)
         image, labels = read_image(photo, upright=False), read_labels(path)
-        check_size(labels, image, path)
+        check_size(labels.shape, image, path)
         present = sorted(set(np.unique(labels).tolist()) - {0, VOID})
         if present and present[-1] > len(CLASSES):
             raise ValueError(f"{path}: label {present[-1]} is not one of VOC's {len(CLASSES)} classes")

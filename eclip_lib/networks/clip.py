@@ -4,6 +4,7 @@ Together with `encoders.py` the only place that knows open_clip's insides. Every
 the projection, because CLIP, ECLIP and RCLIP differ only in the `Projection` that follows."""
 
 import copy
+import math
 import re
 import sys
 import warnings
@@ -25,6 +26,10 @@ from . import demo
 from .encoders import image_features, image_projection, pools_class_token
 
 PROMPT = "a photo of the {}"
+KILLED = (
+    "a process that decodes images was killed, mostly because memory ran out: run again with fewer workers "
+    "(--workers 0, in Python workers=0)"
+)
 
 
 def to_batch(images, device):
@@ -43,12 +48,12 @@ def loaded(dataset, batch_size, workers=0, **options):
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two in the middle of a batch
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        said = "a process that decodes images was killed, mostly because memory ran out"
-        raise OSError(f"{said}; run again with fewer workers (-p workers 0)") from error
+        raise OSError(KILLED) from error
 
 
 def _silent(worker):
-    """What goes wrong in a worker is told by the process that reads from it."""
+    """What goes wrong in a worker, as where another one that it shares tensors with is killed, is told by the
+    process that reads from it."""
     sys.excepthook = lambda *_: None
 
 
@@ -80,6 +85,9 @@ class Clip:
         if self.device.type == "cuda" and not self.is_vit:  # what cuDNN's convolutions are fastest on
             model.visual.to(memory_format=torch.channels_last)
         self.logit_scale = float(model.logit_scale.exp())
+        if not math.isfinite(self.logit_scale):
+            said = f"{network}: e to its logit_scale, {float(model.logit_scale):g}, is no factor on cosines"
+            raise ValueError(f"{said}; save its logarithm there, or get the weights again")
         self.projection = Projection.of_state(own_weights(model, network)).requires_grad_(False).to(device)
         self.projection.metadata = {"network": network, "weights": pretrained}
         self.backbone = None  # another image encoder, see `with_image_encoder`

@@ -79,21 +79,31 @@ def source(network):
         name = files.few([network])
         said = f"{name} has no {BESIDE[0]} with a model_cfg; name the network and give these as its weights"
         raise ValueError(f"{said}: --network ViT-B-16 --pretrained {name}")
+    statistics_beside(folder)
     return f"{LOCAL}{folder}"
 
 
 def statistics_beside(path):
     """Mean and std of the preprocessing that the files beside weights in Hugging Face's layout name, as
-    open_clip's configuration has them, or {}."""
+    open_clip's configuration has them, or {}. Raises ValueError where they are none."""
     if not path.is_dir() and path.name not in WEIGHTS:
         return {}
     folder = path if path.is_dir() else path.parent
     for name, prefix, keys in ((BESIDE[0], "", ["preprocess_cfg"]), (BESIDE[2], "image_", [])):
         about = inside(files.read_json(folder / name), *keys)
         found = {key: inside(about, prefix + key) for key in ("mean", "std")}
-        if all(isinstance(value, list) and len(value) == 3 for value in found.values()):
-            return found
+        if None in found.values():
+            continue
+        three = all(isinstance(value, list) and len(value) == 3 for value in found.values())
+        if not three or not all(map(_is_share, sum(found.values(), []))) or not all(found["std"]):
+            said = f"{folder / name}: mean and std of its preprocessing are not three numbers of 0 to 1 each"
+            raise ValueError(f"{said}, std above 0; get the file again")
+        return found
     return {}
+
+
+def _is_share(number):
+    return type(number) in (int, float) and 0 <= number <= 1
 
 
 def reason(error):

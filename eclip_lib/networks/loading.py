@@ -205,16 +205,16 @@ def _quick_gelu_of(path, network, state):
     for name in ("config.json", "open_clip_config.json") if path.is_dir() or path.name in WEIGHTS else ():
         about = files.read_json(folder / name)
         marks = [inside(about, "hidden_act"), inside(about, "vision_config", "hidden_act")]
-        quick = inside(about, "quick_gelu") or inside(about, "model_cfg", "quick_gelu")
+        quick = True in (inside(about, "quick_gelu"), inside(about, "model_cfg", "quick_gelu"))
         if (quick or any(marks)) and _is_of(about, state):
-            return bool(quick) or "quick_gelu" in marks
+            return quick or "quick_gelu" in marks
     if f"{network}-quickgelu" in open_clip.list_models():
         inner = (tensor for name, tensor in state.items() if name.endswith("attn.in_proj_weight"))
         half = all(torch.equal(tensor, tensor.half().float()) for tensor in inner)
-        hint = "they are of half precision, as OpenAI's are: " if half else ""
+        likely = "they are of half precision, as OpenAI's are: " if half else ""
         warnings.warn(
             f"{path.name} does not say which activation its weights were trained with; GELU is taken, as "
-            f"{network} has it. {hint}OpenAI's and DFN's need QuickGELU: --network {network}-quickgelu",
+            f"{network} has it. {likely}OpenAI's and DFN's need QuickGELU: --network {network}-quickgelu",
             stacklevel=2,
         )
     return False
