@@ -9,16 +9,20 @@ Transformers See Better", 2021); with one linear layer they learn colours alone.
 its input's resolution, so that 112 pixels give the 7x7 map that 224 give a ResNet50.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
 import world
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
+from timm.optim import muon
 from torch import nn
 
 # bfloat16 trains 1.4 times as fast where the CPU computes in it, and is emulated, many times slower, elsewhere
 BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+if not BF16:  # so does Muon's iteration, which took two thirds of a step there
+    muon.zeropower_via_newtonschulz = partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
 MERGES = Path(__file__).parents[1] / "scenes_bpe.txt.gz"  # one token for every word that captions use
 CONTEXT = 32
 
