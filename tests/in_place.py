@@ -19,12 +19,17 @@ def execute_in_place(paths):
 
 def stripped(book):
     """A notebook without execution times and papermill's metadata (paths, durations), which would differ on
-    every machine, and without progress bars, which would stand still."""
+    every machine, and without progress bars, which would stand still. What comes before the work, all code
+    up to the parameters, is folded."""
     book.metadata = {k: v for k, v in book.metadata.items() if k in ("kernelspec", "language_info")}
     book.metadata["language_info"] = {"name": "python"}
+    folded = True
     for cell in book.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
+        if folded and cell.cell_type == "code":
+            cell.metadata["jupyter"] = {"source_hidden": True}
+            folded = tags != ["parameters"]
         if cell.cell_type == "code":  # a notebook's progress bar does not ask TQDM_DISABLE
             cell.outputs = [o for o in cell.outputs if "%|" not in o.get("data", {}).get("text/plain", "")]
     return book

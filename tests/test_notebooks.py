@@ -38,7 +38,9 @@ def house(tmp_path, monkeypatch):
     save += "path.parent.mkdir(exist_ok=True)\npath.write_text(str(limit))"
     write(folder, "00_first.ipynb", save + '\nname = "table_1"')
     write(folder, "01_broken.ipynb", "1 / 0")
-    write(folder, "02_last.ipynb", 'name = "figure_10_scenes"')
+    draw = "for name in ('figure_10_scenes', 'figure_8_and_12') if out else ():\n"
+    draw += "    files.write(f'{out}/figures/{name}.png', '')"
+    write(folder, "02_last.ipynb", "from eclip_lib import files", draw)
     return tmp_path
 
 
@@ -98,9 +100,10 @@ def test_one_figure_or_table_finds_its_notebook(house):
     assert notebooks.notebooks_that_make("figure_1") == []
     result = CliRunner().invoke(cli.app, ["reproduce", "--out", str(house / "run"), "--figure", "99"])
     assert "no notebook makes figure_99" in str(result.exception)
-    both = ["reproduce", "--out", str(house / "run"), "--figure", "10", "--table", "1"]
-    notebooks_run = CliRunner().invoke(cli.app, both).output
-    assert "00_first: done" in notebooks_run and "02_last: done" in notebooks_run
+    both = ["reproduce", "--out", str(house / "run"), "--figure", "12", "--table", "1"]
+    said = CliRunner().invoke(cli.app, both).output
+    assert "00_first: done" in said and "02_last: done" in said and "table_1.csv" in said
+    assert "figure_8_and_12.png" in said and "figure_10" not in said
 
 
 def test_every_figure_and_table_of_the_paper_is_made_by_the_notebooks():
@@ -117,8 +120,9 @@ def test_a_committed_notebook_keeps_no_trace_of_the_machine(house):
     execute_in_place([path])
     book = json.loads(path.read_text())
     assert set(book["metadata"]) == {"kernelspec", "language_info"} and str(house) not in path.read_text()
-    assert [c["execution_count"] for c in book["cells"]] == [1, 2]
-    assert book["cells"][0]["metadata"] == {"tags": ["parameters"]}
+    assert [c["execution_count"] for c in book["cells"]] == [1, 2, 3]
+    folded = {"tags": ["parameters"], "jupyter": {"source_hidden": True}}
+    assert [c["metadata"] for c in book["cells"]] == [folded, {}, {}]
 
 
 def test_what_others_made_is_read_by_content(house):

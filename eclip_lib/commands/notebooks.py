@@ -54,10 +54,14 @@ def names_in(path):
 def notebooks_that_make(name):
     """The notebooks that save a table or figure of this name ("figure_10", "table_1", …), else one of it and
     more ("figure_10_scenes", "figure_8_and_12")."""
-    kind, _, number = name.partition("_")
-    parts = re.compile(rf"{kind}_(?:\d+_and_)*{re.escape(number)}(_.*)?")
     exact = [path for path in notebooks() if name in names_in(path)]
-    return exact or [path for path in notebooks() if any(parts.fullmatch(other) for other in names_in(path))]
+    return exact or [path for path in notebooks() if any(is_of(name, other) for other in names_in(path))]
+
+
+def is_of(name, other):
+    """Whether a table or figure is that of a name, alone or with others: "figure_8_and_12_x" is figure_12."""
+    kind, _, number = name.partition("_")
+    return re.fullmatch(rf"{kind}_(?:\d+_and_)*{re.escape(number)}(_.*)?", other) is not None
 
 
 def with_studies(path):
@@ -168,8 +172,7 @@ def make(profile, wanted, force=False, go_on=False, **parameters):
     tqdm.write("\n".join(to_run(run, only)))
     outcome = reproduce(profile, only, force, go_on, **parameters)
     made = [path for kind in ("tables", "figures") for path in sorted((run.out / kind).glob("[!.]*"))]
-    asked = tuple(f"{name}_" for name in wanted or [""])
-    made = [path for path in made if not wanted or f"{path.stem}_".startswith(asked)]
+    made = [path for path in made if not wanted or any(is_of(name, path.stem) for name in wanted)]
     return outcome, [f"{path.parent.name[:-1]:7} {path}" for path in made]
 
 
