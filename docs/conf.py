@@ -53,6 +53,7 @@ results/*/*
 :caption: Guide
 
 docs/using
+docs/measures
 docs/paper
 docs/extending
 docs/cluster

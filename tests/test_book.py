@@ -1,12 +1,14 @@
 """The site of `make book`: it builds without a warning from what is committed, and its links lead somewhere."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from browser import FLAGS
 
 import eclip_lib as eclip
 
@@ -47,6 +49,17 @@ def test_every_link_inside_leads_somewhere(pages):
             )
             checked += 1
     assert checked > 500
+
+
+def test_a_browser_shows_the_front_page_and_sets_the_equations(site, tmp_path):
+    if not (chromium := shutil.which("chromium")):
+        pytest.skip("no chromium here")
+    flags = [
+        f"--{flag}" for flag in [*FLAGS.split(), f"user-data-dir={tmp_path}", "virtual-time-budget=20000"]
+    ]
+    for page, shown in [("index", "results/demo"), ("notebooks/01_itsm_discovery", 'class="MathJax')]:
+        command = [chromium, *flags, "--dump-dom", (site / f"{page}.html").as_uri()]
+        assert shown in subprocess.run(command, capture_output=True, text=True, timeout=120).stdout, page
 
 
 def test_the_notebooks_stand_as_committed_and_the_api_is_whole(site, pages):

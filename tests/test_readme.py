@@ -1,6 +1,7 @@
 """README and docs keep their word: their command measures what a table says, their code runs, their links
 exist."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -38,6 +39,20 @@ def python(code, folder):
 
 def test_the_front_page_is_short():
     assert len(TEXT["README"].split()) < 1200
+
+
+def test_the_minutes_of_the_demo_are_those_of_its_run_and_its_models_as_large_as_they_are():
+    timed = json.loads((TABLES.parent / "run.json").read_text())["notebooks"].values()
+    stated = int(re.search(r"every notebook of the demo: (\d+) minutes of work", TEXT["README"])[1])
+    assert stated == pytest.approx(sum(part["seconds"] for part in timed) / 60, rel=0.25)
+    cards = (json.loads(path.read_text()) for path in (REPOSITORY / "data" / "demo").glob("*.json"))
+    sizes = [card["parameters"] / 1e6 for card in cards]
+    assert f"of {min(sizes):.1f} to {max(sizes):.1f} million parameters" in TEXT["using"]
+
+
+def test_the_book_has_every_page():
+    shown = set(re.findall(r"^docs/\w+$", (REPOSITORY / "docs" / "conf.py").read_text(), flags=re.M))
+    assert shown == {f"docs/{name}" for name in TEXT if name != "README"}
 
 
 def test_the_hours_of_the_paper_profile_are_the_dry_runs():
