@@ -2,8 +2,8 @@
 lie.
 
 A map lies over its image in grey, foreground red and background blue as in the paper (Moreland's diverging
-map, even to the eye; `notebook_style("cividis")` for one that is safe for every eye). Masks are outlines, in
-one colour everywhere."""
+map, even to the eye; docs/using.md names one that is safe for every eye). Masks are outlines, in one colour
+everywhere."""
 
 import textwrap
 
@@ -40,7 +40,8 @@ def literally(text):
 def overlay(image, heat=None, ax=None, title=None, cmap=None, mask=None, words="", alpha=ALPHA):
     """Draw an image (PIL), in grey where a map lies over it: `heat` [H, W] in [0, 1], array or tensor, whose
     values lie in [0, 1]; a bool one is an outline, as `mask` is. `words`: in the corner. Returns the axes."""
-    ax, drawn = ax or plt.gca(), None if heat is None else np.asarray(heat)
+    ax = ax or plt.gca()
+    drawn, mask = (None if what is None else np.asarray(what) for what in (heat, mask))
     if drawn is not None and drawn.dtype == bool:
         drawn, mask = None, drawn
     ax.imshow(image if drawn is None else image.convert("L"), cmap="gray", vmin=0, vmax=255)
@@ -48,7 +49,7 @@ def overlay(image, heat=None, ax=None, title=None, cmap=None, mask=None, words="
         ax.imshow(drawn.astype(float), cmap=cmap or CMAP, vmin=0, vmax=1, alpha=alpha)
     if mask is not None and np.any(mask) and not np.all(mask):
         for colour, width in (("black", 1.6), (OUTLINE, 0.9)):
-            ax.contour(np.asarray(mask, dtype=float), [0.5], colors=colour, linewidths=width)
+            ax.contour(mask.astype(float), [0.5], colors=colour, linewidths=width)
     box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.85}
     if words:
         ax.text(0.03, 0.03, words, fontsize=7, transform=ax.transAxes, bbox=box)
@@ -72,9 +73,10 @@ def blended(image, heat, cmap=None, alpha=ALPHA):
 
 def sheet(rows, columns, names=None, cmap=None, size=1.5, alpha=ALPHA):
     """A sheet of overlays with a colour bar. rows: a list of (image, or one image a column; panels, one a
-    column: None, a mask, a map, or `judged`); columns: their titles; names: a label for each row. Returns the
-    figure."""
-    shape = len(rows), len(columns)
+    column: None, a mask, a map, or `judged`); columns: their titles, or a list of them for every row; names: a
+    label for each row. Returns the figure."""
+    titles = columns if isinstance(columns[0], list) else [columns]
+    shape = len(rows), len(titles[0])
     images = [[image] if not isinstance(image, list) else image for image, _ in rows]
     tall = [max(i.height / i.width for i in row) for row in images]
     tall = [min(max(ratio, 0.75), 2) for ratio in tall]  # names stand beside the flat ones
@@ -83,16 +85,21 @@ def sheet(rows, columns, names=None, cmap=None, size=1.5, alpha=ALPHA):
         for j, panel in enumerate(panels):
             below = image[j] if isinstance(image, list) else image
             heat, mask, words = panel if isinstance(panel, tuple) else (panel, None, "")
-            title = columns[j] if i == 0 else None
+            title = titles[i][j] if i < len(titles) else None
             overlay(below, heat, axes[i, j], title, cmap, mask, words, alpha)
         if names:
             axes[i, 0].set_ylabel(names[i], fontsize=8)
     if any(len(ax.images) > 1 for ax in axes.flat):
-        scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), cmap or CMAP)
-        bar = figure.colorbar(scale, ax=axes, shrink=min(1, 1.6 / shape[0]), aspect=18, pad=0.01)
-        bar.set_ticks([0, 1], labels=["0", "1"], fontsize=7)
-        bar.set_label("score in the map", fontsize=7, labelpad=-4)
+        colour_bar(figure, axes, cmap)
     return figure
+
+
+def colour_bar(figure, axes, cmap=None):
+    """The scale of the maps, beside a figure's axes (an array of rows and columns)."""
+    scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), cmap or CMAP)
+    bar = figure.colorbar(scale, ax=axes, shrink=min(1, 1.6 / len(axes)), aspect=18, pad=0.01)
+    bar.set_ticks([0, 1], labels=["0", "1"], fontsize=7)
+    bar.set_label("score in the map", fontsize=7, labelpad=-4)
 
 
 def judged(example, name, heat):
@@ -145,7 +152,14 @@ def intervals(table, value, label, group="dataset", name="network", reference=0,
         rows = table[table[group] == part]
         x = [names.index(n) + (k - (len(groups) - 1) / 2) * 0.2 for n in rows[name]]
         below, above = rows[value] - rows[f"{value}_low"], rows[f"{value}_high"] - rows[value]
-        ax.errorbar(x, rows[value], [below, above], fmt="o", capsize=3, color=f"C{k}", label=part)
+        look = {
+            "fmt": "o",
+            "markersize": 2.5,
+            "capsize": 4,
+            "linewidth": 1,
+            "color": f"C{k}",
+        }  # no bar hidden
+        ax.errorbar(x, rows[value], [below, above], label=part, **look)
     if reference is not None:
         ax.axhline(reference, color="gray", linestyle="--", linewidth=1)
     ax.set_xticks(range(len(names)), names, fontsize=8)

@@ -6,6 +6,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from matplotlib.collections import PathCollection
 from PIL import Image
 from pydantic import PrivateAttr
 
@@ -76,11 +77,12 @@ class Results(Profile):
         return table
 
     def save_figure(self, figure, name):
-        """Write a matplotlib figure of this run as an RGB PNG: plots at 200 dpi, sheets of pictures, which
-        are small themselves, at 100."""
+        """Write a matplotlib figure of this run as an RGB PNG: plots, also those over pictures, at 200 dpi,
+        sheets of pictures, which are small themselves, at 100."""
         drawn, small = io.BytesIO(), io.BytesIO()
         pictures = any(ax.images for ax in figure.axes)
-        figure.savefig(drawn, dpi=100 if pictures else 200, bbox_inches="tight")
+        points = any(isinstance(mark, PathCollection) for ax in figure.axes for mark in ax.collections)
+        figure.savefig(drawn, dpi=100 if pictures and not points else 200, bbox_inches="tight")
         Image.open(drawn).convert("RGB").save(small, "PNG", optimize=True)
         self.write(self.path("figures", name), small.getvalue())
 

@@ -35,7 +35,7 @@ def test_the_map_follows_every_control(monkeypatch):
     for control, value in [*changes, (image, image.options[1]), (network, "scenes-RN")]:
         control.value = value
         assert shown.value not in seen and shown.value[:2] == b"\xff\xd8"
-        assert said.value.startswith(network.value)
+        assert said.value == f"{network.value}, {method.value.upper()}: “{words.value}”"  # as in the paper
         seen.add(shown.value)
     method.value = "bi_model"
     assert (

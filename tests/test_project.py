@@ -139,6 +139,15 @@ def test_a_committed_notebook_is_executed_small_and_clean(path):
     assert set(book.metadata) == {"kernelspec", "language_info"}
 
 
+def test_a_notebook_has_its_step_by_hand_and_an_opening_that_is_folded():
+    for path in NOTEBOOKS:
+        cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        hand = [c.source.splitlines() for c in cells if "allclose" in c.source.splitlines()[-1]]
+        assert path.stem == "00_quickstart" or min(map(len, hand)) <= 12, path.name
+        folded = [c.metadata.get("jupyter", {}).get("source_hidden", False) for c in cells]
+        assert folded == [True, True] + [False] * (len(cells) - 2), path.name
+
+
 def test_every_bundled_checkpoint_has_a_card_that_fits():
     import hashlib
 

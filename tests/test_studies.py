@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from export import write_voc
+from PIL import Image
 
 import eclip_lib as eclip
 from eclip_lib import datasets, evaluation, experiment, files
@@ -23,6 +24,7 @@ from eclip_lib.studies import (
     pooling_ablation,
     quoted,
     sheets,
+    shift_figures,
 )
 from eclip_lib.studies.itsm_discovery import over_clips, pixel_shares
 
@@ -458,8 +460,52 @@ def test_masks_and_augmentation_are_judged_by_their_trainings():
     alone = pooling_ablation.verdict(seeds, steps, masks.assign(seeds=1))
     assert "+5.0 mIoU; one training each, which decides nothing" in alone
     views = masks.assign(views=["as they are", "afresh", "once", "twice"])
-    gained = pd.DataFrame([{f"{m}_{end}": 1 for m in ("mIoU", "mSC") for end in ("low", "high")}])
-    said = mmp_training.verdict(gained, views)
-    assert (
-        "mIoU lies above CLIP's in 1 of 1" in said and "once against pictures as they are: +10.0 mIoU" in said
+    gained = pd.DataFrame([{f"{m}_{end}": 1 for m in ("mIoU", "mSC") for end in ("low", "high")}] * 2)
+    seeds = pd.DataFrame(
+        {"network": [*"nnnmmm"], "mIoU": 1.0, "mSC": [30, 31, 32, -9, 9, 30], "dataset": "a"}
     )
+    said = mmp_training.verdict(gained, seeds, {"n": True, "m": False}, views)
+    assert "once against pictures as they are: +10.0 mIoU" in said
+    assert "Over 3 trainings of the pair, by Student's t, ECLIP's mSC is above 0 in 1 of 2 cases" in said
+    assert "mIoU, of its first training, lies above CLIP's in 2 of 2 cases" in said
+    assert "turns the map of 1 of 2 networks here" in said and "bit-identical in 1 of 2" in said
+
+
+@pytest.mark.parametrize(
+    "measured, said",
+    [
+        ([-1, -2, -1.5], "it is not the backbone here: with another one the map is opposite in 1 of 1 cases"),
+        ([1, 2, 1.5], "it is the backbone here"),
+        ([1, -1, 0], "whether it is the backbone stays open here"),
+        ([-1], "whether it is the backbone stays open here: with another one the map is opposite in 0 of 0"),
+    ],
+)
+def test_the_backbone_is_judged_by_trainings_of_another_one(measured, said):
+    own = pd.DataFrame({"backbone": "CLIP, new pair", "mSC": [-9, -9.1]})
+    seeds = pd.concat([own, pd.DataFrame({"backbone": "DINO, locked", "mSC": measured})]).assign(dataset="a")
+    gained = pd.DataFrame({"than": ["noise"], "mask": "DINO"})
+    assert f"So {said}" in dino_backbone.verdict(gained, seeds)
+
+
+def test_encoders_are_compared_by_what_they_are(clip):
+    other = clip.with_image_encoder(eclip.load_attention("test_vit", None))
+    said = dino_backbone.encoders_in_words({"CLIP": clip, "DINO": other})
+    assert "CLIP: 1.2 million parameters, 7×7 tokens; DINO: 0." in said and "differ in size and grid." in said
+    assert "differ in neither" in dino_backbone.encoders_in_words({"CLIP": clip, "again": clip})
+
+
+def test_figures_name_what_they_show_and_points_are_sharp(run):
+    run = run.model_copy(update={"networks": ["scenes-ViT-32", "scenes-ViT-16"], "limit": 12})
+    nine = shift_figures.figure_9(run, "scenes", count=2)
+    titles, labels = ([getattr(ax, f"get_{what}")() for ax in nine.axes] for what in ("title", "ylabel"))
+    assert titles[:8] == ["scenes-ViT-32", "CLIP's map", "scenes-ViT-16", "CLIP's map"] + [""] * 4
+    assert labels[0].startswith("a photo of") and labels[4] and labels[8] == "score in the map"
+    eleven, seven, widths = sheets.figure_11(run, count=1), sheets.figure_7(run, count=2), []
+    assert [ax.get_title() for ax in eleven.axes[2:4]] == ["Bi-Model,\n7×7", "Bi-Model,\n14×14"]
+    assert "scenes-ViT-32 and scenes-ViT-16 on scenes-cluttered" in eleven.get_suptitle()
+    names = [eclip.load_dataset(name)[11].largest for name in run.datasets]
+    assert [seven.axes[k].get_title().split()[-1] for k in (0, 1, 2, 3)] == [n for n in names for _ in "ab"]
+    for figure, dpi in ((nine, 200), (eleven, 100)):
+        run.save_figure(figure, "x")
+        widths.append(Image.open(run.path("figures", "x")).width / figure.get_size_inches()[0] / dpi)
+    assert widths == pytest.approx([1, 1], abs=0.1)

@@ -1,6 +1,7 @@
 """Notebook 02: is the encoder the reason? Attention against objects, and another backbone in CLIP's place
 (§3.2 “Backbone”, Fig. 2)."""
 
+import json
 import math
 import time
 import warnings
@@ -13,7 +14,7 @@ from timm.optim import create_optimizer_v2
 from .. import files, plots
 from ..datasets import examples
 from ..datasets.pair_views import LeftOut, PairViews, augmentation, usable
-from ..evaluation import counts, t_interval, table
+from ..evaluation import counts, in_words, t_interval, table
 from ..explainers import explainer
 from ..method import contrastive_loss
 from ..networks import demo
@@ -32,12 +33,12 @@ SHIPPED = "scenes-ViT-32"  # the network that the demo's unlocked backbone was t
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of Fig. 2: an image encoder (as a `Clip`), the pair its map is taken with, and how that pair
-    came to be, in words."""
+    """One arm of Fig. 2: an image encoder (as a `Clip`), the pair its map is taken with, and what that pair
+    learned from, in words."""
 
     clip: Clip
     projection: Projection
-    loss: str
+    learned: str
 
 
 def partner(run, clips, models):
@@ -54,7 +55,13 @@ def partner(run, clips, models):
 def new_pair_arm(run, encoder, features, seed):
     """A pair that learns on an encoder's class token -> `Arm`."""
     trained = run.train(encoder, features, Pooling("attention"), seed)
-    return Arm(encoder, trained.pair, f"final training loss {trained.losses['loss'].iloc[-1]:.1f}")
+    return Arm(encoder, trained.pair, _learned(run, run.training.epochs, trained.losses))
+
+
+def _learned(run, epochs, losses):
+    pairs = run.pairs if run.limit_pairs is None else f"{run.limit_pairs} of {run.pairs}"
+    said = f"{pairs}, {epochs} epochs in batches of {run.training.batch_size}"
+    return f"{said}; final training loss {losses['loss'].iloc[-1]:.1f}"
 
 
 def unlocked(run, clip, name):
@@ -65,12 +72,26 @@ def unlocked(run, clip, name):
     if shipped.exists() and run.pretrained == "default" and clip.network == SHIPPED:
         other = clip.with_image_encoder(load_attention(model.name, shipped, run.device))
         pair = Projection.load(shipped.with_suffix(".pair.safetensors"), other)
-        return Arm(other, pair, "as shipped, see its card")
+        card = json.loads(shipped.with_suffix(".json").read_text())
+        said = f"as shipped: {card['data']}, in batches of {card['recipe']['batch']}"
+        return Arm(other, pair, f"{said}; final training loss {card['final_loss']:.1f}")
     settings = run.training.model_dump() | {"seed": run.seed, "workers": run.workers}
     settings["epochs"] = run.training.views  # one encoder pass a view, as the other arms take
     resume = run.out / "trained"
     pair, history = unlock(clip, model, run.load_pairs(), **settings, optimizer="adamw", resume=resume)
-    return Arm(clip.with_image_encoder(model), pair, f"final training loss {history['loss'].iloc[-1]:.1f}")
+    return Arm(clip.with_image_encoder(model), pair, _learned(run, settings["epochs"], history))
+
+
+def encoders_in_words(encoders):
+    """In what two image encoders, {title: `Clip`}, differ besides what they learned."""
+    sizes, grids = [], []
+    for clip in encoders.values():
+        model = clip.model.visual if clip.backbone is None else clip.backbone
+        sizes.append(f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.2g} million parameters")
+        grids.append("×".join(map(str, clip.encode_image(torch.zeros(1, 3, *clip.size)).grid)) + " tokens")
+    each = "; ".join(map("{}: {}, {}".format, encoders, sizes, grids))
+    unlike = [what for what, (one, other) in (("size", sizes), ("grid", grids)) if one != other]
+    return f"{each}. They differ in {' and '.join(unlike) or 'neither'}."
 
 
 def unlock(
@@ -179,14 +200,23 @@ def arms_sheet(run, arms, name, count=4):
 def verdict(gained, seeds):
     """Is it the backbone? Sentences computed from the tables: whose attention is better, and which way the
     map of every arm points over its trainings."""
-    lines = []
+    lines, other = [], []
     for mask, part in gained[gained["than"] == "CLIP"].groupby("mask", sort=False):
         up, open_, down = counts(part, "IoU")
-        said = f"{mask}'s attention finds objects better than CLIP's own in {up} of {len(part)} cases"
-        lines.append(f"{said}, worse in {down}; {open_} open.")
+        said = (
+            f"{mask}'s attention finds objects better than CLIP's own in {up} of {len(part)} cases (datasets "
+        )
+        lines.append(f"{said}and networks, over images), worse in {down}; {open_} open.")
     for (title, dataset), part in seeds.groupby(["backbone", "dataset"], sort=False):
         mean, low, high = t_interval(part["mSC"])
         many = f"{len(part)} trainings: {direction(low, high)}"
         many = many if len(part) > 1 else "one training, no interval"
         lines.append(f"{dataset}, {title}: mSC {mean:.0f}, {many}.")
-    return "\n".join(lines)
+        other += [] if title.startswith("CLIP") or len(part) < 2 else [in_words(low, high)]
+    up, down = other.count("above"), other.count("below")
+    says = (
+        "it is not the backbone" if down == len(other) else "it is the backbone" if up == len(other) else ""
+    )
+    says = says if other and says else "whether it is the backbone stays open"
+    counted = f"{down} of {len(other)} cases and as one expects in {up} (arms and datasets, over trainings)"
+    return "\n".join([*lines, f"So {says} here: with another one the map is opposite in {counted}."])

@@ -1,6 +1,7 @@
 """Notebook 01: what CLIP's own map looks like and how opposite it is (Figs. 1, 6, 10 and the CLIP rows of
 Table 1)."""
 
+import textwrap
 from functools import partial
 
 import pandas as pd
@@ -59,7 +60,7 @@ def training_table(run):
 
 
 def over_clips(trainings):
-    """Mean over trainings of CLIP with its 95 % interval by Student's t, for mIoU and mSC; one line a dataset
+    """Mean over trainings, of CLIP or of a pair, with its 95 % interval by Student's t, for mIoU and mSC; one line a dataset
     and network."""
 
     def line(part):
@@ -87,13 +88,14 @@ def contrast_cases(run, rows):
     clip, dataset = run.load_clip(network), run.load_dataset(name)
     explain, wanted = explainer("clip", clip), set(cases["image_id"])
     found = {example.image_id: example for example in dataset if example.image_id in wanted}
-    panels = []
-    for _, case in cases.iterrows():
+    panels, labels = [], []
+    for label, case in cases.iterrows():
         example, class_name = found[case["image_id"]], case["class_name"]
+        labels.append(f"{label}\n{textwrap.fill(PROMPT.format(class_name), 14)}")
         heat = map_of(clip, explain, example.image, PROMPT.format(class_name))
         judged = plots.judged(example, class_name, heat)
         panels.append((example.image, [None, example.masks[class_name], judged]))
-    figure = plots.sheet(panels, ["image", "ground truth", "CLIP"], list(cases.index))
+    figure = plots.sheet(panels, ["image", "ground truth", "CLIP"], labels)
     figure.suptitle(f"{run.title(network)} on {name}; {run.weights}", fontsize=8)
     return figure, cases[["image_id", "class_name", "iou", "threshold", "score_contrast", "foreground"]]
 

@@ -5,18 +5,10 @@ import pandas as pd
 
 from .. import files, plots
 from ..datasets import examples
-from ..evaluation import counts, gains, over_trainings, recognize, table, trainings_apart
+from ..evaluation import counts, over_trainings, recognize, trainings_apart
 from ..explainers import explainer
-from .pooling_ablation import score_pairs, seed_table
-
-
-def tables(run, rows):
-    """Table 1's rows of CLIP and ECLIP -> (one line a network, dataset and method with intervals over images,
-    of ECLIP's first training; ECLIP over trainings; paired gains of ECLIP over CLIP)."""
-    first = rows[(rows["method"] == "CLIP") | (rows["seed"] == 0)]
-    seeds = seed_table(run, rows).assign(pooling=run.chosen_mask.label)
-    gained = gains(first, [("ECLIP", "CLIP")], run.seed).drop(columns=["better", "than"])
-    return table(first, seed=run.seed), over_trainings(seeds), gained
+from .itsm_discovery import over_clips
+from .pooling_ablation import seed_table
 
 
 def snapshot_sheet(run, clip, trained, name, count=3):
@@ -27,26 +19,15 @@ def snapshot_sheet(run, clip, trained, name, count=3):
     return plots.map_sheet(examples(run.load_dataset(name), count), shown)
 
 
+# kind: views, augmentation
 VIEWS = {"as they are": (1, None), "augmented once": (1, "deit"), "afresh each epoch": (10, "deit")}
 
 
-def views_study(run, clip, models, count=500, batch_size=64):
-    """What augmentation does to ECLIP, on `count` scenes of their own: none, DeiT's once (views=1), DeiT's
-    afresh (views=10, in turn).
-
-    The other settings are the run's. Returns one line a dataset and kind of views: mIoU and mSC over
-    trainings, and the loss of the last epoch."""
-    pairs, losses = {}, []
-    for kind, (views, augment) in VIEWS.items():
-        masks = {run.chosen_mask.mask: models[run.chosen_mask.mask]}
-        features = run.features(clip, masks, f"scenes:{count}", views, augment)
-        for seed in range(run.trainings):
-            trained = run.train(clip, features, run.chosen_mask, seed, batch_size=batch_size)
-            pairs[kind, seed] = trained.pair
-            losses.append({"views": kind, "loss": trained.losses["loss"].iloc[-1]})
-    measured = over_trainings(seed_table(run, score_pairs(run, clip, pairs)))
-    mean = pd.DataFrame(losses).groupby("views", as_index=False).mean()
-    return measured.rename(columns={"pooling": "views"}).merge(mean, on="views", how="left")
+def views_table(run, rows, losses):
+    """Rows of pairs by kind of views, and {(kind, seed): loss of the last epoch} -> one line a dataset and
+    kind: mIoU and mSC over trainings, and the mean loss."""
+    measured = over_trainings(seed_table(run, rows)).rename(columns={"pooling": "views"})
+    return measured.assign(loss=measured["views"].map(pd.Series(losses).groupby(level=0).mean()))
 
 
 def recognition(run, clip, after=None):
@@ -62,18 +43,32 @@ def recognition(run, clip, after=None):
     return tuple(run.once("recognition", about, measure).iloc[0])
 
 
-def verdict(gained, views=None):
-    """What ECLIP changes, and what augmentation does to it: sentences computed from the tables."""
-    lines = []
+def verdict(gained, seeds, same, views=None):
+    """What ECLIP changes, what it leaves as it was, and what augmentation does to it: sentences computed from
+    the tables.
+
+    gained: over CLIP, intervals over images. seeds: a line a training of the pair. same: {network: whether
+    CLIP's recognition scores are the same bytes after training}."""
+    over, of = over_clips(seeds), f"of {len(gained)} cases (datasets and networks"
+    up, open_, down = counts(over, "mSC")
+    lines = [
+        f"Over {over['trainings'].min()} trainings of the pair, by Student's t, ECLIP's mSC is above 0 in {up} "
+        f"{of}), below in {down}; {open_} open."
+    ]
     for measure in ("mIoU", "mSC"):
-        up, open_, down = counts(gained, measure)
-        said = f"ECLIP's {measure} lies above CLIP's in {up} of {len(gained)} cases"
-        lines.append(f"{said}, below in {down}; {open_} open")
+        more, even, less = counts(gained, measure)
+        said = f"ECLIP's {measure}, of its first training, lies above CLIP's in {more} {of}, over images)"
+        lines.append(f"{said}, below in {less}; {even} open.")
+    turned = (over["mSC_low"] > 0).groupby(over["network"]).all()
+    kept = (
+        f"recognition, the scores of the class token, is bit-identical in {sum(same.values())} of {len(same)}"
+    )
+    lines.append(f"So ECLIP turns the map of {turned.sum()} of {len(turned)} networks here, and {kept}.")
     for name, part in () if views is None else views.groupby("dataset", sort=False):
         rows = part.set_index("views")
         for kind, row in rows.drop(index="as they are").iterrows():
             gap = trainings_apart(row, rows.loc["as they are"])
-            lines.append(f"{name}: pictures {kind} against pictures as they are: {gap}")
+            lines.append(f"{name}: pictures {kind} against pictures as they are: {gap}.")
     return "\n".join(lines)
 
 

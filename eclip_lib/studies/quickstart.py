@@ -7,7 +7,7 @@ from functools import cache
 import ipywidgets as widgets
 
 from .. import viewer
-from ..explainers import REGISTRY, about, explainer
+from ..explainers import REGISTRY, about, explainer, named
 from ..networks import checkpoints, demo
 from ..networks.clip import PROMPT
 
@@ -83,7 +83,8 @@ def explorer(run, text=None):
     words = widgets.Text(value=text or texts[0], description="text", continuous_update=False)
     titles = [(about(name).title, name) for name in REGISTRY]
     method = widgets.Dropdown(options=titles, value="rclip", description="method")
-    network = widgets.Dropdown(options=run.networks, description="network")
+    networks = [(run.title(name), name) for name in run.networks]
+    network = widgets.Dropdown(options=networks, description="network")
     shown, said = widgets.Image(format="jpeg"), widgets.Label()
 
     def follow(_=None):
@@ -92,7 +93,8 @@ def explorer(run, text=None):
             with viewer.noted() as notes:
                 picture = images[image.value][0]
                 shown.value = draw(run, load(network.value), picture, words.value, method.value)
-            said.value = "; ".join([f"{network.value}, {method.value}: “{words.value}”", *notes])
+            asked = f"{run.title(network.value)}, {named(method.value)}: “{words.value}”"
+            said.value = "; ".join([asked, *notes])
         except (ValueError, FileNotFoundError) as error:
             said.value = str(error)
 

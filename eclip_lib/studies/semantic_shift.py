@@ -19,8 +19,8 @@ SIZES = {f"({low}, {high}]": (low, high) for low, high in ((0, 0.25), (0.25, 0.7
 
 @torch.no_grad()
 def shift_rows(dataset, clip, projection=None, workers=0, batch_size=32, ablate=True, seed=0):
-    """One row an image: image_id, `shift_statistics`, foreground (share of its pixels), mSC (mean contrast
-    over its classes) and, with `ablate`, mSC_kept and mSC_random: the contrast with the shifted channels left
+    """One row an image: image_id, `shift_statistics`, foreground (share of its pixels), mSC (its contrast,
+    the mean over its classes; Table 1's mSC is a mean over classes) and, with `ablate`, mSC_kept and mSC_random: the contrast with the shifted channels left
     out, and with as many random ones."""
     projection, generator = projection or clip.projection, torch.Generator().manual_seed(seed)
     text, tables = projection.text(prompts(dataset, clip)), []
@@ -109,8 +109,8 @@ def rank_correlation(x, y, resamples=1000, seed=0):
 
 def link_table(rows):
     """Does shift explain the opposite map? Rank correlation of the share of shifted channels with mSC over
-    images; mSC (%) with all channels, without the shifted, without as many random ones; the gain of the
-    second over the last, paired."""
+    images; the mean contrast of an image (%) with all channels, without the shifted, without as many random
+    ones; the gain of the second over the last, paired."""
 
     def line(part):
         found = spread("rho", rank_correlation(part["shifted"], part["mSC"]))
@@ -175,10 +175,11 @@ def verdict(chance, link):
         "explains" if more == turned == len(link) else "does not explain" if less or kept else "may explain"
     )
     return (
-        f"{len(link)} cases (datasets and networks). Channels change sides more often than two independent "
-        f"positions would in {up}, less often in {down}; {open_} open.\n"
+        f"{len(link)} cases (datasets and networks), intervals over images. Channels change sides more often "
+        f"than two independent positions would in {up}, less often in {down}; {open_} open.\n"
         f"Images with more shift are more opposite in {more}, less opposite in {less}; {unclear} open.\n"
-        f"Without its shifted channels the map turns (mSC above 0) in {turned} and stays opposite in {kept}; "
-        f"leaving them out raises mSC more than as many random channels in {better}, less in {worse}.\n"
+        f"Without its shifted channels the map turns (mean contrast of an image above 0) in {turned} and stays "
+        f"opposite in {kept}; leaving them out raises the contrast more than as many random channels in "
+        f"{better}, less in {worse}.\n"
         f"So semantic shift {says} the opposite map here."
     )

@@ -1,5 +1,7 @@
 """Notebook 06's sheets of maps: Figs. 1, 7, 8, 11, 12 and 13."""
 
+import textwrap
+
 from .. import plots
 from ..datasets import examples
 from ..explainers import map_of, named
@@ -19,7 +21,9 @@ def figure_1(run, name):
         for method, explain in explainers_of(run, clip, ["clip", "eclip"]).items():
             heat = map_of(clip, explain, example.image, PROMPT.format(example.largest))
             rows.setdefault(named(method), []).append(plots.judged(example, example.largest, heat))
-    return plots.sheet([(images, panels) for panels in rows.values()], titles, list(rows), size=1.7)
+    figure = plots.sheet([(images, panels) for panels in rows.values()], titles, list(rows), size=1.7)
+    figure.suptitle(f"{name}; {run.weights}", fontsize=8)
+    return figure
 
 
 def later(dataset, count, start):
@@ -31,17 +35,20 @@ def figure_7(run, count=6):
     """Fig. 7: ECLIP (RCLIP where nothing is trained) of the finest ViT (else the last network), images of
     every dataset, ground truth beside the map."""
     clip = run.load_clip((vits(run) or run.networks)[-1])
-    (method, explain), rows = list(explainers_of(run, clip, ["rclip", "eclip"]).items())[-1], []
-    for name in run.datasets:
-        images, panels = [], []
-        for example in later(run.load_dataset(name), count // 2, start=20):
+    (method, explain), rows, titles = list(explainers_of(run, clip, ["rclip", "eclip"]).items())[-1], [], []
+    shown = [later(run.load_dataset(name), count // 2, start=20) for name in run.datasets]
+    for part in shown:
+        images, panels, above = [], [], []
+        for example in part[: min(map(len, shown))]:
+            name = example.largest
             images += [example.image] * 2
-            heat = map_of(clip, explain, example.image, PROMPT.format(example.largest))
-            panels += [example.masks[example.largest], plots.judged(example, example.largest, heat)]
-        rows.append((images, panels))
-    columns = min(len(panels) for _, panels in rows)
-    rows = [(images[:columns], panels[:columns]) for images, panels in rows]
-    return plots.sheet(rows, (["ground truth", named(method)] * count)[:columns], run.datasets, size=1.3)
+            heat = map_of(clip, explain, example.image, PROMPT.format(name))
+            panels += [example.masks[name], plots.judged(example, name, heat)]
+            above += [f"ground truth: {name}", f"{named(method)}: {name}"]
+        rows.append((images, panels)), titles.append([textwrap.fill(words, 14) for words in above])
+    figure = plots.sheet(rows, titles, run.datasets, size=1.3)
+    figure.suptitle(f"{named(method)} of {clip.title}; {run.weights}", fontsize=8)
+    return figure
 
 
 def methods_sheet(run, network, count=4):
@@ -63,7 +70,11 @@ def figure_11(run, count=2):
     for method in ("bi_model", "eclip") if has_pair(run) else ("bi_model",):
         for network in networks:
             clip = run.load_clip(network)
-            side = clip.model.visual.grid_size[0]
-            shown[f"{named(method)} (×{side})"] = clip, explainers_of(run, clip, [method])[method]
+            height, width = clip.model.visual.grid_size
+            title = f"{named(method)},\n{height}×{width}"
+            shown[title] = clip, explainers_of(run, clip, [method])[method]
     pairs = [(example, name) for example in found for name in list(example.masks)[:2]]
-    return plots.map_sheet(pairs, shown, size=1.3)
+    figure = plots.map_sheet(pairs, shown, size=1.3)
+    titles = " and ".join(map(run.title, networks))
+    figure.suptitle(f"{titles} on {run.datasets[-1]}, by their grids; {run.weights}", fontsize=8)
+    return figure

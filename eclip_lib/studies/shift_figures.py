@@ -1,6 +1,7 @@
-"""Notebook 04's pictures: Figs. 4 and 9, and shift against mSC."""
+"""Notebook 04's pictures: Figs. 4 and 9, and shift against contrast."""
 
 import math
+import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,25 +49,31 @@ def figure_4(run, network, name, count=3):
 
 
 def figure_9(run, name, count=3):
-    """Fig. 9: attention pooling's points by their shift against max, beside CLIP's map, a network each."""
+    """Fig. 9: attention pooling's points by their shift against max, beside CLIP's map of a text, a network
+    each."""
     shown, networks = examples(run.load_dataset(name), count), len(run.networks)
-    figure, axes = plots.grid(len(shown), 2 * networks, (4.2 * networks, 2.2 * len(shown)))
+    figure, axes = plots.grid(len(shown), 2 * networks, (3.2 * networks + 0.6, 1.7 * len(shown) + 0.6))
     for k, network in enumerate(run.networks):
         clip = run.load_clip(network)
         explain = explainer("clip", clip)
+        titles = clip.title, "CLIP's map"
         for row, example in zip(axes, shown, strict=True):
-            points, union = _places(clip, example)
-            plots.point_map(example.image, *points["attention"], union, row[2 * k], clip.title)
-            class_name = next(iter(example.masks))
-            heat = map_of(clip, explain, example.image, PROMPT.format(class_name))
-            heat, mask, words = plots.judged(example, class_name, heat)
-            plots.overlay(example.image, heat, row[2 * k + 1], class_name, mask=mask, words=words)
+            (points, union), class_name = _places(clip, example), next(iter(example.masks))
+            text = PROMPT.format(class_name)
+            plots.point_map(example.image, *points["attention"], union, row[2 * k], titles[0])
+            heat, mask, words = plots.judged(example, class_name, map_of(clip, explain, example.image, text))
+            plots.overlay(example.image, heat, row[2 * k + 1], titles[1], mask=mask, words=words)
+            row[0].set_ylabel(textwrap.fill(text, 14), fontsize=8)
+            titles = "", ""  # above the first row alone
+    figure.suptitle(f"attention pooling against max on {name}; {run.weights}", fontsize=10)
+    plots.colour_bar(figure, axes)
     plots.shift_legend(figure)
     return figure
 
 
 def link_figure(rows):
-    """Scatter of the share of shifted channels and mSC, one panel a network, one colour a dataset."""
+    """Scatter of the share of shifted channels and an image's contrast, one panel a network, one colour a
+    dataset."""
     networks = rows["network"].unique()
     size = (3.2 * len(networks), 2.8)
     figure, axes = plt.subplots(1, len(networks), figsize=size, sharey=True, squeeze=False)
@@ -75,7 +82,7 @@ def link_figure(rows):
             ax.scatter(part["shifted"], 100 * part["mSC"], s=5, alpha=0.5, label=name)
         ax.axhline(0, color="gray", linestyle="--", linewidth=1)
         ax.set(title=network, xlabel="shifted channels (%)")
-    axes[0, 0].set_ylabel("mSC of the image (%)")
+    axes[0, 0].set_ylabel("contrast of an image (%)")
     axes[0, -1].legend(fontsize=7, markerscale=2, loc="lower left", bbox_to_anchor=(1, 0), frameon=False)
     figure.tight_layout()
     return figure
