@@ -494,8 +494,8 @@ def test_encoders_are_compared_by_what_they_are(clip):
     assert "differ in neither" in dino_backbone.encoders_in_words({"CLIP": clip, "again": clip})
 
 
-def test_figures_name_what_they_show_and_points_are_sharp(run):
-    run = run.model_copy(update={"networks": ["scenes-ViT-32", "scenes-ViT-16"], "limit": 12})
+def test_figures_name_what_they_show_and_points_are_sharp(tmp_path):
+    run = eclip.load_profile("demo", networks="scenes-ViT-32,scenes-ViT-16", limit=12, out=tmp_path)
     nine = shift_figures.figure_9(run, "scenes", count=2)
     titles, labels = ([getattr(ax, f"get_{what}")() for ax in nine.axes] for what in ("title", "ylabel"))
     assert titles[:8] == ["scenes-ViT-32", "CLIP's map", "scenes-ViT-16", "CLIP's map"] + [""] * 4
