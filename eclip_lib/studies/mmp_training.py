@@ -50,9 +50,9 @@ def verdict(gained, seeds, same, views=None):
     gained: over CLIP, intervals over images. seeds: a line a training of the pair. same: {network: whether
     CLIP's recognition scores are the same bytes after training}."""
     over, of = over_clips(seeds), f"of {len(gained)} cases (datasets and networks"
-    up, open_, down = counts(over, "mSC")
+    (up, open_, down), many = counts(over, "mSC"), int(over["trainings"].min())
     lines = [
-        f"Over {over['trainings'].min()} trainings of the pair, by Student's t, ECLIP's mSC is above 0 in {up} "
+        f"Over {many} training{'s' * (many > 1)} of the pair, by Student's t, ECLIP's mSC is above 0 in {up} "
         f"{of}), below in {down}; {open_} open."
     ]
     for measure in ("mIoU", "mSC"):
