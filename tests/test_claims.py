@@ -8,6 +8,8 @@ from eclip_lib.studies.claims import CLAIMS, VERDICTS, judge, judge_all
 from eclip_lib.studies.report import report
 
 GAINS = "dataset,network,better,than,mIoU,mIoU_low,mIoU_high"
+FACTS = {"profile": "demo", "commit": "0123456789abcdef", "tree": "as committed", "device": "cpu"}
+FACTS |= {"datasets": {"scenes": 8}, "changed": ["limit"], "dropped": []}
 SEEDS = "dataset,network,pooling,seed,mIoU,mSC"
 
 
@@ -29,7 +31,7 @@ def test_without_tables_nothing_is_measured(tmp_path):
     verdicts = judge_all([tmp_path])
     assert set(verdicts["verdict"]) == {"not measured"} and len(verdicts) == len(CLAIMS) >= 30
     assert len({claim.says for claim in CLAIMS}) == len(CLAIMS)
-    assert "- supported: 0" in report(verdicts, "here", [tmp_path])
+    assert "- supported: 0" in report(verdicts, "here", [tmp_path], {})
 
 
 UP, OPEN, DOWN = "5,4,6", "1,-1,3", "-5,-6,-4"
@@ -168,7 +170,9 @@ def test_the_first_folder_with_the_table_counts(tmp_path):
 def test_the_report_shows_every_claim_and_its_figures_carry_the_verdict(tmp_path):
     write(tmp_path, "shift_correlation", "dataset,network,rho,rho_low,rho_high", "a,x,.3,.2,.4")
     (tmp_path / "shift_against_mSC.png").touch()
-    text = report(judge_all([tmp_path]), "in the demo world", [tmp_path])
+    text = report(judge_all([tmp_path]), "in the demo world", [tmp_path], FACTS)
+    said = "profile demo, commit 0123456789ab (as committed), cpu; 8 images of scenes. Changed of the profile: limit."
+    assert said in text
     assert text.count("\n| ") == 2 + len(CLAIMS)
     assert "**contradicted**" in text and "more opposite”: contradicted in the demo world" in text
     assert "1 intervals" in text and claims.CLAIMS[-1].because in text

@@ -18,12 +18,32 @@ def _row(place, v):
     return "| " + " | ".join(map(str, [place, *cells, f"**{v['verdict']}**"])) + " |"
 
 
-def report(verdicts, world, figures):
+def origin(facts):
+    """Where a run's numbers come from, a sentence or two of its `run.json`."""
+    if not facts:
+        return ""
+    versions = facts.get("versions", {})
+    made = [
+        f"profile {facts.get('profile')}",
+        f"commit {str(facts.get('commit'))[:12]} ({facts.get('tree')})",
+    ]
+    made += [
+        str(facts.get("device")),
+        *(f"{name} {versions[name]}" for name in ("torch", "open_clip") if name in versions),
+    ]
+    seen = [f"{count:,} images of {name}" for name, count in facts.get("datasets", {}).items()]
+    said = f"The run (run.json has it all): {', '.join(made)}; {', '.join(seen) or 'no images'}."
+    for words, kind in (("Changed of the profile", "changed"), ("Left out of it", "dropped")):
+        said += f" {words}: {', '.join(facts[kind])}." if facts.get(kind) else ""
+    return said
+
+
+def report(verdicts, world, figures, facts):
     """The reproduction report as Markdown: counts, then every claim with the paper's number, ours, the
     verdict and a figure.
 
     world: where they were judged ("in the demo world"). figures: folders of PNGs; the report names them
-    relative to itself."""
+    relative to itself. facts: the run's `run.json`."""
     numbered = list(enumerate((v for _, v in verdicts.iterrows()), 1))
     counts = verdicts["verdict"].value_counts()
     drawn = {path.stem for folder in figures for path in folder.glob("*.png")}
@@ -31,6 +51,7 @@ def report(verdicts, world, figures):
     shown = [claim for claim in CLAIMS if claim.figure in drawn]
     return REPORT.format(
         count=len(verdicts),
+        origin=origin(facts),
         world=world,
         counts="\n".join(f"- {word}: {counts.get(word, 0)} ({what})" for word, what in VERDICTS.items()),
         intervals=verdicts["intervals"].sum(),
