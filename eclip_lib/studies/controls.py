@@ -30,11 +30,22 @@ def less_the_mean(explain):
     """An explainer's map less its mean over all texts: what is left is this text's alone."""
 
     def centred(found):
-        return found - found.mean(1, keepdim=True)
+        return found - _mean_of(found)
 
     if isinstance(explain, FeatureMap):
         return FeatureMap(explain.clip, lambda features, text: centred(explain.of_features(features, text)))
     return lambda images, text: centred(explain(images, text))
+
+
+def the_mean(explain):
+    """A `FeatureMap`'s mean over all texts, as the map of each: what it shows whatever is named."""
+    mean = FeatureMap(explain.clip, lambda *given: _mean_of(explain.of_features(*given)))
+    mean.identity = ["mean", explain.identity, files.code_digest("studies/controls.py")]
+    return mean
+
+
+def _mean_of(found):
+    return found.mean(1, keepdim=True).expand_as(found)
 
 
 def first(run, name):
@@ -43,11 +54,13 @@ def first(run, name):
 
 
 def measured(run, clip, name, explainers):
-    """`control_rows` on the `first` images of one of a run's datasets, measured once."""
-    dataset = first(run, name)
-    measure = partial(control_rows, dataset, clip, explainers, run.workers, run.batch_size)
-    rows = run.once("controls", [clip, dataset, *explainers.values()], measure)
-    return rows.assign(dataset=name, network=clip.title)
+    """`control_rows` on the `first` images of one of a run's datasets, measured once a method, so that
+    notebooks 06 and 08 share them."""
+    dataset, found = first(run, name), []
+    for method, explain in explainers.items():
+        measure = partial(control_rows, dataset, clip, {method: explain}, run.workers, run.batch_size)
+        found.append(run.once("controls", [clip, dataset, method, explain], measure))
+    return pd.concat(found, ignore_index=True).assign(dataset=name, network=clip.title)
 
 
 @torch.no_grad()
