@@ -1,5 +1,8 @@
 """Notebook 08: pools at pre-training, the map behind every block, and its words."""
 
+import hashlib
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -118,7 +121,7 @@ def made_up(**pools):
         ({"average": [-5, -6, -7]}, ["opposite with token, average.", "less opposite"]),
         ({"average": [29, 30, 31]}, ["as one expects with average", "So the class token as the image feature in training is what"]),
         ({"average": [-30, 0, 30]}, ["mixed or undecided with average", "is open here", "undecided whether more or less"]),
-        ({"max": [20]}, ["a, max: mSC 20.0; one training, which decides nothing", "with max pooling against the class token: one"]),
+        ({"max": [20]}, ["a, max: mSC 20.0 (+40.0 against the class token); one training, which decides nothing", "with max pooling against the class token: one"]),
         ({"max": [20, 21, 22]}, ["lower on 0 of 1 levels, higher on 0, undecided on 1", "as one expects with max"]),
     ],
 )  # fmt: skip
@@ -136,6 +139,20 @@ def test_max_pooling_that_loses_recognition_is_said_to():
     assert "max pooling against the class token: lower on 1 of 1 levels, higher on 0" in found
 
 
+def test_traits_and_pairs_are_counted_by_training():
+    rows = made_up(token=[-18.0, -20.0, 22.0], average=[3.0])
+    rows["mSC_0"], rows["absent"], rows["text"] = -1, 1, rows["mSC"]
+    rows = pd.concat([rows, rows.assign(dataset="b", text=1)])
+    rows["pair_max_mSC"] = [5, 5, -5, np.nan] * 2
+    said = "token, of 3 trainings opposite: at the patch embedding 3; at the end 2; for absent classes too 0; by the text"
+    assert arms.traits_in_words(rows).startswith(said) and "map 0.\naverage, of 1" in arms.traits_in_words(
+        rows
+    )
+    assert arms.pairs_in_words(rows) == "token, of 3 trainings a new pair turns the map with: max 2."
+    curves = arms.by_depth(rows)
+    assert len(curves) == 8 and set(curves["blocks"]) == {0} and set(curves["mSC"]) == {-1}
+
+
 def test_where_the_map_begins_to_be_opposite():
     def depths(*high):
         mean = [end - 1 for end in high]
@@ -145,7 +162,7 @@ def test_where_the_map_begins_to_be_opposite():
     assert [causes.begins(depths(*high)) for high in ends] == [*ends.values()]
     parts = [depths(*high).assign(training=k) for k, high in enumerate(ends)]
     said = causes.depth_in_words(pd.concat(parts).assign(dataset="a", network="n"))
-    start = "a, n: opposite from the patch embedding on in 1 of 4, from after block 1 on in 1 of 4"
+    start = "a, n: opposite from the patch embedding on in 1 of 4, from block 1 on in 1 of 4"
     assert said.startswith(start) and "not at the end in 1 of 4; mSC -1.5 at the patch embedding" in said
     assert causes.depth_in_words(pd.DataFrame()) == "no ViT among the networks"
 
@@ -164,3 +181,27 @@ def test_preference_and_avoidance_are_told_apart(absent, text, said):
     ends = {f"{name}_{end}": value for name, value in values.items() for end in ("low", "high")}
     what = pd.DataFrame([{"dataset": "a", "network": "n", "training": "seed0"} | values | ends])
     assert causes.what_in_words(what).endswith(f" It {said}.")
+
+
+# ---------------------------------------------------------------------- the committed rows
+
+
+def test_the_committed_rows_agree_with_their_cards():
+    rows, folder = arms.arms(), arms.ROWS.parent
+    assert {*rows["dataset"]} == {"scenes", "scenes-cluttered"}
+    pairs = rows.columns.str.startswith("pair_")  # not of the shipped seeds
+    assert not rows.loc[:, ~pairs].isna().any(axis=None)
+    assert not rows.loc[rows["pool"] != arms.LONGER, pairs].isna().any(axis=None)
+    assert (rows.groupby(["pool", "training"]).size() == 2).all()
+    found = {(pool, training) for pool, training in zip(rows["pool"], rows["training"], strict=True)}
+    shipped = {(arms.LONGER, f"seed{k}") for k in range(5)}
+    cards = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    pools = {network: pool for pool, network in arms.NETWORK.items()}
+    assert found - shipped == {(pools[card["network"]], f"seed{card['seed']}") for card in cards.values()}
+    usual = json.loads((demo.FOLDER / "scenes-ViT-32-seed0.json").read_text())
+    for name, card in cards.items():
+        assert name == f"{card['network']}-seed{card['seed']}" and len(card["sha256"]) == 64
+        assert card["recipe"] == usual["recipe"] | {"train-num-samples": 32_000}
+        assert card["command"].endswith(f"clips.py {card['network']} --seed {card['seed']}")
+        weights = folder / f"{name}.safetensors"  # never shipped
+        assert not weights.exists() or hashlib.sha256(weights.read_bytes()).hexdigest() == card["sha256"]

@@ -12,7 +12,7 @@ from .causes import KEYS
 from .itsm_discovery import direction
 
 ROWS = demo.FOLDER / "arms" / "rows.csv"  # by data/demo/training/arms.py, with the card of each arm beside it
-USUAL, LONGER = "token", f"token, {PRETRAINING:,} scenes"  # of the arms; the shipped seeds
+USUAL, LONGER = "token", f"token ({PRETRAINING:,} scenes)"  # of the arms; the shipped seeds
 NETWORK = {pool: f"scenes-ViT-32-{pool}" for pool in demo.POOLS} | {LONGER: "scenes-ViT-32"}
 ALONE = "one training, which decides nothing"
 
@@ -101,11 +101,12 @@ def pooling_in_words(means, gains):
     found = []
     for _, line in means[means["measure"] == "mSC"].iterrows():
         dataset, pool, n = line["dataset"], line["pool"], line["trainings"]
+        here = gains[(gains["dataset"] == dataset) & (gains["pool"] == pool)].set_index("measure")
         if n < 2:
-            found.append(f"{dataset}, {pool}: mSC {line['value']:.1f}; {ALONE}.")
+            apart = f" ({here.loc['mSC', 'value']:+.1f} against the class token)" if len(here) else ""
+            found.append(f"{dataset}, {pool}: mSC {line['value']:.1f}{apart}; {ALONE}.")
             continue
         said = [f"mSC {_three(line)} over {n} trainings, {direction(line['value_low'], line['value_high'])}"]
-        here = gains[(gains["dataset"] == dataset) & (gains["pool"] == pool)].set_index("measure")
         for measure, words in GAINED.items() if len(here) else ():
             gain = here.loc[measure]
             so = in_words(gain["value_low"], gain["value_high"], *words)
@@ -142,14 +143,26 @@ def _conclusions(means, gains):
 
 def pairs_in_words(rows):
     """In how many trainings a new pair turns the map (mSC above 0 on every level), by pool and pooling."""
-    columns = {
-        name: name.removeprefix("pair_").removesuffix("_mSC") for name in rows if name.endswith("_mSC")
-    }
+    columns = [name for name in rows if name.startswith("pair_") and name.endswith("_mSC")]
+    words = {name: name.removeprefix("pair_").removesuffix("_mSC") for name in columns}
+    return _counted("a new pair turns the map with", -rows.set_index(["pool", "training"])[columns], words)
+
+
+def traits_in_words(rows):
+    """In how many trainings of each pool the map is opposite at the patch embedding and at its end, and those
+    of absent classes too; and in how many the named object is lower than in theirs."""
+    words = {"mSC_0": "at the patch embedding", "mSC": "at the end", "absent": "for absent classes too"}
+    words |= {"text": "by the text: the named object is lower than in an absent class's map"}
+    return _counted("opposite", rows.set_index(["pool", "training"])[[*words]], words)
+
+
+def _counted(what, numbers, words):
+    """How many trainings of each pool have a column below 0 on every level; a sentence a pool."""
     found = []
-    for pool, part in rows.dropna(subset=list(columns)).groupby("pool", sort=False):
-        least = part.groupby("training")[list(columns)].min()
-        said = ", ".join(f"{word} {(least[name] > 0).sum()}" for name, word in columns.items())
-        found.append(f"{pool}: a new pair turns the map, of {len(least)} trainings, with {said}.")
+    for pool, part in numbers.dropna().groupby("pool", sort=False):
+        most = part.groupby("training").max()
+        said = "; ".join(f"{word} {(most[name] < 0).sum()}" for name, word in words.items())
+        found.append(f"{pool}, of {len(most)} trainings {what}: {said}.")
     return "\n".join(found)
 
 
@@ -160,7 +173,7 @@ def by_depth(rows):
     """The arms' rows with a line a depth, as `depth_figure` draws them."""
     columns = [name for name in rows if name.startswith("mSC_")]
     keys = ["dataset", "pool", "training"]
-    found = rows.melt(keys, columns, "blocks", "mSC")
+    found = rows[[*keys, *columns]].melt(keys, var_name="blocks", value_name="mSC")
     return found.assign(blocks=found["blocks"].str.removeprefix("mSC_").astype(int)).sort_values("blocks")
 
 
@@ -168,6 +181,7 @@ def pooling_figure(rows, means):
     """mSC and recognition by pool: a point a training, the mean over trainings with its interval. Returns the
     figure."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 2.8))
+    rows, means = (t.assign(pool=t["pool"].str.replace(" (", "\n(")) for t in (rows, means))
     pools, datasets = (list(dict.fromkeys(rows[name])) for name in ("pool", "dataset"))
     for ax, (measure, label) in zip(
         axes, {"mSC": "mSC (%)", "mAP": "zero-shot mAP (%)"}.items(), strict=True

@@ -116,7 +116,9 @@ def _at(blocks):
 
 
 def _place(blocks):
-    return "not at the end" if blocks is None else f"from {_at(blocks).removeprefix('at ')} on"
+    if blocks is None:
+        return "not at the end"
+    return f"from block {blocks} on" if blocks else "from the patch embedding on"
 
 
 def what_in_words(what):
@@ -144,7 +146,7 @@ def what_in_words(what):
 # ---------------------------------------------------------------------- figures
 
 
-def depth_figure(curves, colour, label="mSC (%)"):
+def depth_figure(curves, colour):
     """mSC by depth, one panel a dataset, one line a training, coloured by the column `colour`. curves:
     dataset, training, `colour`, blocks, mSC. Returns the figure."""
     datasets, kinds = (list(dict.fromkeys(curves[name])) for name in ("dataset", colour))
@@ -155,7 +157,7 @@ def depth_figure(curves, colour, label="mSC (%)"):
         ax.axhline(0, color="gray", linestyle="--", linewidth=1)
         ax.set(title=dataset, xlabel="blocks before the map is read (0: patch embedding)")
         ax.xaxis.get_major_locator().set_params(integer=True)
-    axes[0, 0].set_ylabel(label)
+    axes[0, 0].set_ylabel("mSC (%)")
     handles = [plt.Line2D([], [], color=f"C{k}") for k in range(len(kinds))]
     figure.legend(handles, kinds, loc="outside upper center", ncols=len(kinds), frameon=False, fontsize=8)
     return figure

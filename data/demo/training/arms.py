@@ -31,17 +31,22 @@ POOLINGS = {
 
 
 def found_in(folder):
-    """[(pool, training, weights)], the shipped seeds last; a copy of the card of each arm is kept."""
-    found = []
-    for pool in demo.POOLS:
-        for path in sorted(Path(folder).glob(f"{arms.NETWORK[pool]}-seed*.safetensors")):
-            card = json.loads(path.with_suffix(".json").read_text())
-            card.pop("zero_shot_mAP", None)  # rows.csv has it
-            assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest(), path
-            files.write(arms.ROWS.parent / f"{path.stem}.json", files.as_json(card))
-            found.append((pool, path.stem.rpartition("-")[2], path))
-    shipped = sorted(demo.FOLDER.glob(f"{arms.NETWORK[arms.LONGER]}-seed*.safetensors"))
-    return found + [(arms.LONGER, path.stem.rpartition("-")[2], path) for path in shipped]
+    """[(pool, training, weights)], the shipped seeds last."""
+    place = {pool: demo.FOLDER if pool == arms.LONGER else Path(folder) for pool in arms.NETWORK}
+    found = [
+        (pool, path)
+        for pool, network in arms.NETWORK.items()
+        for path in sorted(place[pool].glob(f"{network}-seed*.safetensors"))
+    ]
+    return [(pool, path.stem.rpartition("-")[2], path) for pool, path in found]
+
+
+def keep_card(weights):
+    """A copy of an arm's card beside the rows, which have what it recognizes."""
+    card = json.loads(weights.with_suffix(".json").read_text())
+    card.pop("zero_shot_mAP", None)
+    assert card["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest(), weights
+    files.write(arms.ROWS.with_name(f"{weights.stem}.json"), files.as_json(card))
 
 
 def recognized(run, clip):
@@ -74,6 +79,7 @@ def main(folder="runs/demo_training"):
         part = part.merge(recognized(run, clip), on="dataset")
         if pool in demo.POOLS:  # of the shipped seeds notebook 03 has them
             part = part.merge(of_pairs(run, clip, int(training.removeprefix("seed"))), on="dataset")
+            keep_card(weights)
         part = part.drop(columns="network")
         part.insert(0, "pool", pool)
         parts.append(part)

@@ -183,8 +183,8 @@ the colours of another one.
 ## Arms: other pools at pre-training
 
 scenes-ViT-32 with the class token, the average, the maximum or an attention pool of its tokens as the image feature, from the first step \
-on and all else equal: the recipe above, on the first 32,000 scenes (the class token too, so that pools alone differ). Notebook 08 is about \
-them. Their weights are not shipped; their cards and what was measured are in [arms](arms/rows.csv), by `python \
+on and all else equal: the recipe above, Muon's iteration in float32 in place of bfloat16, on the first 32,000 scenes (the class token too, so \
+that pools alone differ). Notebook 08 is about them. Their weights are not shipped; their cards and what was measured are in [arms](arms/rows.csv), by `python \
 data/demo/training/arms.py`. Zero-shot mAP is on notebook 01's test scenes. The recipe was chosen on the class token, and all was frozen before a \
 map was read.
 
@@ -221,7 +221,7 @@ def overview():
 
 
 def _arm_lines():
-    rows = arms.arms().set_index(["pool", "training", "dataset"])["mAP"]
+    rows = arms.arms().set_index(["pool", "training", "dataset"])["mAP"].sort_index()
     for pool in demo.POOLS:
         for path in sorted(arms.ROWS.parent.glob(f"{arms.NETWORK[pool]}-*.json")):
             card = json.loads(path.read_text())
