@@ -119,7 +119,7 @@ def made_up(**pools):
     [
         ({"average": [-30, -31, -32]}, ["opposite with token, average.", "does not need the class token", "more opposite"]),
         ({"average": [-5, -6, -7]}, ["opposite with token, average.", "less opposite"]),
-        ({"average": [29, 30, 31]}, ["as one expects with average", "So the class token as the image feature in training is what"]),
+        ({"average": [29, 30, 31]}, ["as one expects with average", "decides the sign", "So the class token as the image feature in training is what"]),
         ({"average": [-30, 0, 30]}, ["mixed or undecided with average", "is open here", "undecided whether more or less"]),
         ({"max": [20]}, ["a, max: mSC 20.0 (+40.0 against the class token); one training, which decides nothing", "with max pooling against the class token: one"]),
         ({"max": [20, 21, 22]}, ["lower on 0 of 1 levels, higher on 0, undecided on 1", "as one expects with max"]),

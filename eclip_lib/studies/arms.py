@@ -126,12 +126,15 @@ def _conclusions(means, gains):
     which["mixed or undecided"] = [pool for pool in signs if pool not in decided]
     said = "; ".join(f"{word} with {', '.join(pools)}" for word, pools in which.items() if pools)
     yield f"Over trainings, on all levels, the map is {said}."
+    both = which["opposite"] and which["as one expects"]
+    if both:
+        yield "So what is pooled in training decides the sign of the map here."
     others = {pool for pool in signs if pool not in (USUAL, LONGER)}
     if will := [pool for pool in which["opposite"] if pool in others]:
         yield f"So an opposite map does not need the class token as the image feature: {', '.join(will)} will do."
     elif USUAL in which["opposite"] and others and others <= {*which["as one expects"]}:
         yield "So the class token as the image feature in training is what makes the map opposite here."
-    else:
+    elif not both:
         yield "So whether the pool in training makes the map opposite is open here."
     most = gains[(gains["pool"] == "max") & (gains["measure"] == "mAP")]
     if len(most):
