@@ -61,6 +61,9 @@ demo-models: setup  ## train the demo's mini models again (hours on a CPU)
 	@for seed in 0 1 2 3 4; do $(BIN)/python data/demo/training/clips.py scenes-ViT-32 --seed $$seed; done
 	@for network in scenes-ViT-16 scenes-RN; do $(BIN)/python data/demo/training/clips.py $$network; done
 	@$(BIN)/python data/demo/training/clips.py scenes-ViT-32 --scratch
+	@for seed in 0 1 2; do for pool in token average max attention; do \
+	$(BIN)/python data/demo/training/clips.py scenes-ViT-32-$$pool --seed $$seed || exit 1; done; done
+	@$(BIN)/python data/demo/training/arms.py
 	@for network in scenes-MoCo scenes-DINO unlocked; do $(BIN)/python data/demo/training/self_supervised.py $$network; done
 	@$(BIN)/python data/demo/training/clips.py overview > /dev/null
 

@@ -7,7 +7,8 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # 05 makes features and pairs that others read; 07 reads the tables of all
-FIRST = ["05_mmp", "01_itsm", "04_semantic", "06_bench", "02_dino", "03_pooling", "00_quick", "07_claims"]
+FIRST = ["05_mmp", "01_itsm", "04_semantic", "06_bench", "02_dino", "03_pooling", "08_causes", "00_quick"]
+FIRST += ["07_claims"]
 
 
 def pytest_collection_modifyitems(items):

@@ -327,7 +327,7 @@ def test_the_plan_counts_passes_and_what_is_missing(capsys, monkeypatch):
         cli.main()
     assert not done.value.code
     printed = capsys.readouterr().out
-    assert "8 notebooks" in printed and "10 views of each, of which the disk holds one" in printed
+    assert "9 notebooks" in printed and "10 views of each, of which the disk holds one" in printed
     assert "voc2012 (1449 images)" in printed and "eclip data fetch" in printed and "GPU hours" in printed
     assert "GPU" not in forecast.as_text(eclip.load_profile("demo"))
     per_image = forecast.encoder_flops("ViT-B-16")
@@ -430,7 +430,7 @@ def test_a_plan_counts_the_pairs_that_are_there(samples, tmp_path):
 
 def test_a_profile_without_pairs_trains_nothing():
     run = eclip.load_profile("photos")
-    assert [path.stem[:2] for path in notebooks(run)] == ["00", "01", "04", "06", "07"]
+    assert [path.stem[:2] for path in notebooks(run)] == ["00", "01", "04", "06", "07", "08"]
     assert list(forecast.plan(run)["pair passes"]) == [0, 0, 0]
     needed = data.status(run)["part"]
     assert list(needed) == ["voc2012", "ViT-B-32: ViT-B-32.pt"]

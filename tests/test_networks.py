@@ -39,6 +39,7 @@ VISION = {
     "PE-Core": of_timm("vit_pe_core_tiny_patch16_384", "map", None, 384),
     "CLIPA": vit(no_ln_pre=True, pool_type="avg", final_ln_after_pool=True),
     "mean": vit(pool_type="avg"),
+    "maximum": vit(pool_type="max"),
     "CoCa": POOLED,
     "timm mean": of_timm("test_vit", "avg"),
     "timm maximum": of_timm("test_vit", "max", "linear"),

@@ -100,7 +100,7 @@ def plan(run):
         stored = pairs * bytes_of_a_pair(network, masks)
         features.append(stored)
         each = passes[kinds.get(network, "others")] + (network in run.scratch)
-        each += len(run.replicates.get(network, ()))
+        each += 2 * len(run.replicates.get(network, ()))  # by 01 and 08
         line(network, encoder_flops(network), each * seen, own, count, flops + text, stored + kept)
     if pairs:
         looks = views * pairs * len(run.masks)

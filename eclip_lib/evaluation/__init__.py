@@ -18,6 +18,7 @@ from .statistics import (
     over_trainings,
     spread,
     summarize,
+    t_difference,
     t_interval,
     table,
     training_gains,

@@ -23,7 +23,7 @@ from .. import files
 from ..method import ImageFeatures
 from ..projection import Projection
 from . import demo
-from .encoders import image_features, image_projection, pools_class_token
+from .encoders import at_every_depth, image_features, image_projection, pools_class_token
 
 PROMPT = "a photo of the {}"
 KILLED = (
@@ -120,12 +120,17 @@ class Clip:
         images = images.to(self.device)
         if self.backbone is not None:
             return self.backbone.features(self.to_rgb(images))
-        if self.precision == "fp32":
-            return image_features(self.model.visual, images)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            found = image_features(self.model.visual, images)
-        feature_map = None if found.feature_map is None else found.feature_map.float()
-        return ImageFeatures(found.class_token.float(), found.tokens.float(), found.grid, feature_map)
+        with self._autocast():
+            return _float32(image_features(self.model.visual, images))
+
+    def encode_depths(self, images: torch.Tensor) -> list[ImageFeatures]:
+        """[B, 3, H, W] -> what a ViT's map would read right behind the patch embedding and behind each block,
+        see `encoders.at_every_depth`."""
+        with self._autocast():
+            return [*map(_float32, at_every_depth(self.model.visual, images.to(self.device)))]
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def encode_text(self, texts: str | Sequence[str], quote: bool = True) -> torch.Tensor:
         """A list of T prompts -> F_t [T, Ct]: the token that stands for the text (its end, mostly) after the
@@ -172,6 +177,11 @@ class Clip:
         other.backbone, other.pools, other.is_vit = backbone, "tokens", False
         other.network = f"{self.network} with {backbone.name}"
         return other
+
+
+def _float32(found):
+    feature_map = None if found.feature_map is None else found.feature_map.float()
+    return ImageFeatures(found.class_token.float(), found.tokens.float(), found.grid, feature_map)
 
 
 def _text_tower(model):

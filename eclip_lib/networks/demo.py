@@ -24,9 +24,25 @@ MERGES = FOLDER / "scenes_bpe.txt.gz"
 _text = {"context_length": 24, "width": 128, "heads": 2, "layers": 2}
 _vit = {"image_size": scenes.SIZE, "width": 128, "layers": 4, "head_width": 32}
 _resnet = {"image_size": scenes.SIZE, "width": 12, "layers": [1, 1, 1, 1], "head_width": 32}
-_vision = [("ViT-32", _vit | {"patch_size": 32}), ("ViT-16", _vit | {"patch_size": 16}), ("RN", _resnet)]
+_vision: list[tuple[str, dict]] = [
+    ("ViT-32", _vit | {"patch_size": 32}),
+    ("ViT-16", _vit | {"patch_size": 16}),
+    ("RN", _resnet),
+]
 NETWORKS: dict[str, dict] = {
     f"scenes-{name}": {"embed_dim": 128, "vision_cfg": vision, "text_cfg": _text} for name, vision in _vision
+}
+
+# notebook 08's arms: what is the image feature from the first training step on
+POOLS: dict[str, dict] = {
+    "token": {},
+    "average": {"pool_type": "avg"},
+    "max": {"pool_type": "max"},  # open_clip has none: `encoders.built`
+    "attention": {"attentional_pool": True, "attn_pooler_queries": 1, "attn_pooler_heads": 4},
+}
+ARMS = {
+    f"scenes-ViT-32-{pool}": NETWORKS["scenes-ViT-32"] | {"vision_cfg": _vision[0][1] | options}
+    for pool, options in POOLS.items()
 }
 
 # the self-supervised models: a timm ViT as wide and deep as scenes-ViT-16
@@ -85,7 +101,7 @@ def register():
         return
     vocabulary = 512 + gzip.open(MERGES).read().decode().count("\n") + 2
     with tempfile.TemporaryDirectory() as folder:
-        for name, config in NETWORKS.items():
+        for name, config in (NETWORKS | ARMS).items():
             text = {"vocab_size": vocabulary, "tokenizer_kwargs": {"bpe_path": str(MERGES)}}
             about = config | {"text_cfg": config["text_cfg"] | text}
             Path(folder, f"{name}.json").write_text(json.dumps(about))

@@ -1,7 +1,8 @@
 """CLIP's image encoders from the inside: what F_c, the tokens F_i and φ_i are in each architecture (paper
 §3.1, Eq. 1 and 2).
 
-    VisionTransformer   every token after the final layer norm; φ_i is `proj` (ViT-B-16, MetaCLIP, CLIPA, …)
+    VisionTransformer   every token after the final layer norm; φ_i is `proj` (ViT-B-16, MetaCLIP, CLIPA, …),
+                        whether the class token, the tokens' mean or their maximum is the pooled feature
     ModifiedResNet      the attention pool asked by every token; φ_i is its output projection (RN50, …)
     TimmModel           every token through the trunk's own head as a picture of this token alone; φ_i is the
                         linear map that follows (EVA, MobileCLIP, ConvNeXt, ViTamin, PE-Core, …)
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
@@ -26,6 +28,26 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from ..method import ImageFeatures
+
+
+def built(name, **options):
+    """open_clip's model of a configuration, without weights; options: of `open_clip.create_model`.
+
+    A ViT may pool by "max" too, a word that open_clip does not know: it is built as one that pools by "avg",
+    and `max_pool` takes that place."""
+    vision = open_clip.get_model_config(name)["vision_cfg"]
+    most = vision.get("pool_type") == "max"
+    options |= {"vision_cfg": vision | {"pool_type": "avg"}} if most else {}
+    model = open_clip.create_model(name, load_weights=False, **options)
+    if most:
+        model.visual.pool_type, model.visual._global_pool = "max", max_pool
+    return model
+
+
+def max_pool(tokens):
+    """A ViT's tokens [B, 1 + N, C] -> (the largest value a channel without the class token [B, C], tokens [B,
+    N, C]), as open_clip's own `_global_pool` gives them."""
+    return tokens[:, 1:].amax(1), tokens[:, 1:]
 
 
 def image_projection(visual, network):
@@ -87,6 +109,17 @@ def partway(visual, images, blocks):
     for block in every[:blocks]:
         x = block(x)
     return x
+
+
+def at_every_depth(visual, images):
+    """A ViT's `ImageFeatures` of [B, 3, H, W] were the final layer norm and what follows it put right behind
+    the patch embedding, behind its first block, and so on: one more than it has blocks, the last its own."""
+    begin, blocks, finish = in_steps(visual)
+    x = begin(images)
+    yield finish(x)
+    for block in blocks:
+        x = block(x)
+        yield finish(x)
 
 
 def finish_vit(visual, x):

@@ -14,7 +14,7 @@ from ..downloads import hub
 from . import demo
 from .checkpoints import is_path, obtain, registered
 from .clip import Clip, own_weights
-from .encoders import resize_input
+from .encoders import built, resize_input
 from .hugging_face import WEIGHTS, folder_of, has_scheme, hint, inside, reason, source, statistics_beside
 from .state_dicts import load_into, read_checkpoint
 
@@ -110,7 +110,7 @@ def empty_clip(network):
     name = source(network)
     try:
         with _quiet(), torch.device("meta"):
-            model = open_clip.create_model(name, device="meta", load_weights=False)
+            model = built(name, device="meta")
     except Exception as error:  # a text encoder of Hugging Face's, or a configuration that fits no class
         raise ValueError(f"{files.few([network])}: it cannot be built here ({reason(error)})") from error
     own_weights(model, network)
@@ -161,7 +161,7 @@ def _empty(network, quick_gelu=False, beside=None):
         every = {(tuple(about["mean"]), tuple(about["std"])) for about in known}
         statistics = dict(zip(("mean", "std"), *every, strict=True)) if len(every) == 1 else {}
     options = {"force_quick_gelu": quick_gelu, "force_preprocess_cfg": statistics}
-    return open_clip.create_model(source(network), load_weights=False, **options)
+    return built(source(network), **options)
 
 
 def _from_tag(network, tag):

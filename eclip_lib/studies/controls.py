@@ -32,12 +32,24 @@ def less_the_mean(explain):
     """An explainer's map less its mean over all texts: what is left is this text's alone."""
 
     def centred(found):
-        return found - found.mean(1, keepdim=True)
+        return found - _mean_of(found)
 
     if isinstance(explain, FeatureMap):
         of_features = lambda given, text: centred(explain.of_features(given, text))  # noqa: E731
         return FeatureMap(explain.clip, of_features, explain.blocks)
     return lambda images, text: centred(explain(images, text))
+
+
+def the_mean(explain):
+    """A `FeatureMap`'s mean over all texts, as the map of each: what it shows whatever is named."""
+    of_features = lambda given, text: _mean_of(explain.of_features(given, text))  # noqa: E731
+    mean = FeatureMap(explain.clip, of_features, explain.blocks)
+    mean.identity = ["mean", explain.identity, files.code_digest("studies/controls.py")]
+    return mean
+
+
+def _mean_of(found):
+    return found.mean(1, keepdim=True).expand_as(found)
 
 
 def first(run, name):

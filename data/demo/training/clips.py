@@ -4,6 +4,9 @@
 
 renders the training scenes (once), trains, writes `data/demo/scenes-ViT-32-seed0.safetensors` (fp16) and its
 card `.json`. Chosen by loss and recognition alone; mSC and mIoU are never read here.
+
+The arms of notebook 08 (scenes-ViT-32-token, -average, -max, -attention; the first 32,000 scenes) stay in
+`runs/demo_training`; `arms.py` measures them and keeps their cards.
 """
 
 import argparse
@@ -14,18 +17,22 @@ import platform
 import re
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from shards import write_scenes
+from timm.optim import muon
 from views import LEVELS
 
 from eclip_lib import files
 from eclip_lib.datasets import load_dataset, scenes
 from eclip_lib.evaluation import recognize
 from eclip_lib.networks import demo
+from eclip_lib.networks.encoders import max_pool
 from eclip_lib.networks.loading import load_clip
+from eclip_lib.studies import arms
 
 SCENES = scenes.PRETRAINING
 RECIPE = {
@@ -48,6 +55,7 @@ NETWORKS = {
     "scenes-ViT-16": RECIPE | {"precision": "amp_bf16"},
     "scenes-RN": RECIPE | {"precision": "amp_bf16", "train-num-samples": 48_000},
 }
+NETWORKS |= dict.fromkeys(demo.ARMS, RECIPE | {"train-num-samples": 32_000})
 HELD_OUT = [(level, colours) for level in scenes.LEVELS for colours in scenes.COLOURINGS]
 
 
@@ -57,6 +65,7 @@ HELD_OUT = [(level, colours) for level in scenes.LEVELS for colours in scenes.CO
 def run_trainer(network, seed, folder, scratch=False):
     """`open_clip_train.main`: one pass over scenes drawn once, so they need no augmentation; `scratch`: many
     passes over the small set. A finished run is kept. Returns (checkpoint, seconds, log)."""
+    import open_clip
     from open_clip_train.main import main
 
     recipe = SCRATCH if scratch else NETWORKS[network]
@@ -67,9 +76,12 @@ def run_trainer(network, seed, folder, scratch=False):
         if scratch:
             shards = write_scenes(Path(folder, "small"), 3000, start=SCENES, levels=LEVELS, shard=1000)
         else:
-            shards = write_scenes(Path(folder, "scenes"), SCENES, levels=LEVELS)
+            count = recipe["train-num-samples"] if network in demo.ARMS else SCENES
+            shards = write_scenes(Path(folder, "scenes"), count, levels=LEVELS)
+        if network.endswith("-max"):  # a pool that the trainer's library does not have
+            open_clip.transformer.VisionTransformer._global_pool = staticmethod(max_pool)
         arguments = {
-            "model": network,
+            "model": network.removesuffix("-max"),
             "seed": seed,
             "train-data": f"{shards[0].parent}/{{00000..{len(shards) - 1:05d}}}.tar",
             "workers": 1,
@@ -103,12 +115,15 @@ def held_out(network, pretrained, split="validation", length=1000):
 
 
 def train(network, seed, folder="runs/demo_training", scratch=False):
-    """Train one mini CLIP from random weights, ship it and write its card. Returns the card's path."""
+    """Train one mini CLIP from random weights, ship it (an arm stays in `folder`, and what it recognizes is in
+    its rows) and write its card. Returns the card's path."""
     demo.register()
     recipe = SCRATCH if scratch else NETWORKS[network]
     last, seconds, log = run_trainer(network, seed, folder, scratch)
     state = torch.load(last, map_location="cpu", weights_only=True)["state_dict"]
-    path = demo.FOLDER / f"{network}-{'scratch' if scratch else f'seed{seed}'}.safetensors"
+    arm = network in demo.ARMS
+    place = Path(folder) if arm else demo.FOLDER
+    path = place / f"{network}-{'scratch' if scratch else f'seed{seed}'}.safetensors"
     save_weights(state, path)
     which = "from scene 100,000 on" if scratch else "the first"
     about = {
@@ -122,8 +137,9 @@ def train(network, seed, folder="runs/demo_training", scratch=False):
         "tried": "data/demo/README.md lists every world and recipe that was tried",
     }
     curve = [round(float(x), 3) for x in re.findall(r"Contrastive_loss: ([\d.]+) ", log)]
-    mean_ap = {split: held_out(network, path, split) for split in ("validation", "test")}
-    return write_card(path, about, state, seconds, curve, {"zero_shot_mAP": mean_ap})
+    splits = () if arm else ("validation", "test")
+    measured = {"zero_shot_mAP": {split: held_out(network, path, split) for split in splits}}
+    return write_card(path, about, state, seconds, curve, measured)
 
 
 # ------------------------------------------------------------------------------------ what is shipped
@@ -164,6 +180,18 @@ the colours of another one.
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {clips}
 
+## Arms: other pools at pre-training
+
+scenes-ViT-32 with the class token, the average, the maximum or an attention pool of its tokens as the image feature, from the first step \
+on and all else equal: the recipe above, Muon's iteration in float32 in place of bfloat16, on the first 32,000 scenes (the class token too, so \
+that pools alone differ). Notebook 08 is about them. Their weights are not shipped; their cards and what was measured are in [arms](arms/rows.csv), by `python \
+data/demo/training/arms.py`. Zero-shot mAP is on notebook 01's test scenes. The recipe was chosen on the class token, and all was frozen before a \
+map was read.
+
+| arm | final loss | wall time | plain | cluttered |
+| --- | --- | --- | --- | --- |
+{arms}
+
 ## Self-supervised models, and a backbone trained on from one
 
 Neither captions nor masks are read by the first two. What their attention finds is measured in notebook 02.
@@ -184,11 +212,22 @@ def overview():
         lines[own].append(f"| {' | '.join(map(str, (_clip_cells if own else _other_cells)(name, card)))} |")
     text = OVERVIEW.format(
         clips="\n".join(lines[True]),
+        arms="\n".join(_arm_lines()),
         others="\n".join(lines[False]),
         tried=(demo.FOLDER / "tried.md").read_text(),
     )
     files.write(demo.FOLDER / "README.md", text)
     return text
+
+
+def _arm_lines():
+    rows = arms.arms().set_index(["pool", "training", "dataset"])["mAP"].sort_index()
+    for pool in demo.POOLS:
+        for path in sorted(arms.ROWS.parent.glob(f"{arms.NETWORK[pool]}-*.json")):
+            card = json.loads(path.read_text())
+            score = rows[pool, f"seed{card['seed']}"]
+            cells = [path.stem, f"{card['final_loss']:.2f}", f"{card['wall_seconds'] / 60:.0f} min"]
+            yield f"| {' | '.join([*cells, *score.map('{:.1f}'.format)])} |"
 
 
 def _clip_cells(name, card):
@@ -223,6 +262,9 @@ if __name__ == "__main__":
     options = parser.parse_args()
     # several trainings share a machine better than several threads share such small matrices
     torch.set_num_threads(1)
+    # Muon's iteration in float32: most CPUs only emulate its bfloat16
+    muon.zeropower_via_newtonschulz = partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
+    torch.backends.cuda.enable_flash_sdp(False)  # on a CPU its backward pass is the slower one
     if options.network == "overview":
         print(overview())
     else:
