@@ -68,7 +68,7 @@ def test_the_map_behind_every_block_equals_a_plain_one(network):
     torch.testing.assert_close(explain(images, words), eclip.explainer("clip", clip)(images, words))
 
 
-def test_a_network_is_measured_at_every_depth_and_once_for_both_notebooks(tmp_path, monkeypatch):
+def test_a_network_is_measured_at_every_depth(tmp_path):
     run = eclip.load_profile("demo", networks="scenes-ViT-32", limit=4, out=tmp_path, workers=0)
     clips = causes.trainings(run)
     assert list(clips) == [("scenes-ViT-32", "seed0")]
@@ -81,12 +81,6 @@ def test_a_network_is_measured_at_every_depth_and_once_for_both_notebooks(tmp_pa
     assert wide.loc["scenes", "mSC"] == wide.loc["scenes", "mSC_4"] != wide.loc["scenes", "mSC_0"]
     mean = controls.the_mean(eclip.explainer("clip", clip))(torch.randn(1, 3, 224, 224), torch.eye(128)[:3])
     torch.testing.assert_close(mean[:, 0], mean[:, 2])
-    measured = []
-    slow = controls.control_rows
-    monkeypatch.setattr(controls, "control_rows", lambda *given: (measured.extend(given[2]), slow(*given))[1])
-    both = {name: eclip.explainer(name, clip) for name in ("clip", "rclip")}
-    found = controls.measured(run, clip, "scenes", both)
-    assert measured == ["rclip"] and list(found["method"].unique()) == ["clip", "rclip"]
 
 
 def test_a_difference_over_trainings_is_welchs():

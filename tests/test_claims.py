@@ -178,6 +178,22 @@ def test_the_report_shows_every_claim_and_its_figures_carry_the_verdict(tmp_path
     assert "1 intervals" in text and claims.CLAIMS[-1].because in text
 
 
+@pytest.mark.parametrize("low, word", [(-30, "supported"), (-12, "undecided"), (5, "contradicted")])
+def test_max_pooling_from_scratch_is_judged_by_arms_of_the_runs_networks(tmp_path, verdict, low, word):
+    columns = "dataset,network,pool,measure,trainings,value,value_low,value_high"
+    lines = f"a,x,max,mAP,3,{low + 4},{low},{low + 8}", "a,x,max,mSC,3,9,8,10", "a,x,average,mAP,3,9,8,10"
+    write(tmp_path, "causes_pooling_gains", columns, *lines)
+    write(tmp_path, "table_4", "dataset,network,method,mAP,identical", "a,x,CLIP,90,")
+    found = verdict("from scratch with max pooling")
+    assert (found["verdict"], found["unit"], counts(found)[0]) == (
+        word,
+        "3 trainings of CLIP",
+        word == "supported",
+    )
+    write(tmp_path, "table_4", "dataset,network,method,mAP,identical", "a,y,CLIP,90,")
+    assert verdict("from scratch with max pooling")["verdict"] == "not testable here"
+
+
 @pytest.mark.parametrize("fine, word", [(30, "supported"), (48, "contradicted")])
 def test_a_larger_output_is_judged_over_eclips_trainings(tmp_path, verdict, fine, word):
     rows = [

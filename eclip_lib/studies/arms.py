@@ -31,11 +31,12 @@ def pooling_table(rows):
         for measure in _measures(part):
             yield {"measure": measure, "trainings": len(part)} | spread("value", t_interval(part[measure]))
 
-    return grouped(rows, ["dataset", "pool"], means)
+    return grouped(rows.assign(network=NETWORK[LONGER]), ["dataset", "network", "pool"], means)
 
 
 def pooling_gains(rows):
-    """Every pool less the class token (`USUAL`), by Welch's t over trainings, one line a dataset, pool and measure."""
+    """Every pool less the class token (`USUAL`), by Welch's t over trainings, one line a dataset, pool and
+    measure."""
     usual = dict(list(rows[rows["pool"] == USUAL].groupby("dataset")))
 
     def lines_of(part):
@@ -44,13 +45,16 @@ def pooling_gains(rows):
             three = t_difference(part[measure], usual[dataset][measure])
             yield {"measure": measure, "trainings": len(part)} | spread("value", three)
 
-    return grouped(rows[rows["pool"] != USUAL], ["dataset", "pool"], lines_of)
+    others = rows[rows["pool"] != USUAL].assign(network=NETWORK[LONGER])
+    return grouped(others, ["dataset", "network", "pool"], lines_of)
 
 
 def _measures(rows):
     """What was measured: of the shipped seeds no pairs."""
     known = rows.dropna(axis="columns", how="all")
-    return [name for name in known if name not in ("dataset", "pool", "training", "images", "chance")]
+    return [
+        name for name in known if name not in ("dataset", "network", "pool", "training", "images", "chance")
+    ]
 
 
 def wide(means, measures):

@@ -123,6 +123,16 @@ def _drop(read, table):
     return _without_interval(map(", ".join, drop.index), drop, 1)
 
 
+def _max_from_scratch(read):
+    """mAP that CLIPs of a network of this run lose where they are trained with max pooling (notebook 08), against
+    those trained with the class token, less 10 points."""
+    table = _rows(read("causes_pooling_gains"), {"pool": "max", "measure": "mAP"})
+    table = table[table["network"].isin(read("table_4")["network"])]
+    ends = -10 - table[["value", "value_high", "value_low"]]
+    labels = map(", ".join, table[CASE].values)
+    return frame([*zip(labels, *ends.T.values, table["trainings"], strict=True)])
+
+
 def _output(read, method):
     """mIoU that a method loses from the coarse to the fine ViT of Table 2, less what ECLIP's trainings lose."""
     other = _rows(read("table_2"), {"method": method}).dropna(subset="mIoU_low")
@@ -157,6 +167,7 @@ KINDS = {
         _mirrored,
         _middle_size,
         _bits,
+        _max_from_scratch,
         _output,
         _rougher,
     )
