@@ -161,7 +161,7 @@ class Clip:
             unknown = sorted({w for t in texts for w in re.findall(r"\w+", t.lower())} - set(demo.words()))
             if unknown:
                 words = ", ".join(repr(w[:30]) for w in unknown[:3])
-                words += f" and {len(unknown) - 3} more" if unknown[3:] else ""
+                words += f" and {len(unknown) - 3} more words" if unknown[3:] else ""
                 said = f"never saw {words}" if quote else "never saw some words of these captions"
                 known = "it knows the shapes, colours and patterns of rendered scenes alone"
                 warnings.warn(f"{self.network} {said}; {known}", stacklevel=3)
