@@ -10,8 +10,9 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -82,43 +83,29 @@ def read_text(path) -> str:
 @contextmanager
 def replacing(path):
     """A path beside `path` to write to, which takes its place (through links, which stay) when the block ends
-    well and is removed when it does not; the folder is made. What a killed process left there is written over
-    by the next that writes the same file. Raises OSError that says so where the disk is full."""
+    well and is removed when it does not; the folder is made. What a killed process left there a day ago or
+    longer goes when the same file is written again. Raises OSError that says so where the disk is full."""
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_name(f".{digest(os.fsencode(path.name))}.partial")  # short: names end at 255 bytes
-    lock = _lock(own)
-    partial = own if lock else path.with_name(f".{uuid4().hex[:16]}.partial")
+    name = digest(os.fsencode(path.name))  # short: names end at 255 bytes
+    partial = path.with_name(f".{name}.partial")
+    with suppress(OSError):
+        if time.time() - partial.lstat().st_mtime > 24 * 3600:  # a living writer's is younger, on any machine
+            partial.unlink()
+    try:
+        open(partial, "x").close()
+    except FileExistsError:  # of another writer
+        partial = path.with_name(f".{name}-{uuid4().hex[:16]}.partial")
     try:
         yield partial
         os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             said = f"no room for {path.name} in {path.parent}"
             raise OSError(f"{said}: free some space and run again, it resumes") from error
         raise
     finally:
-        if lock:
-            lock.close()
-
-
-def _lock(partial):
-    """An open file of this name, empty, which is locked until it is closed; None where a living process has
-    it, or the disk has no locks."""
-    with suppress(OSError), ExitStack() as stack:
-        file = stack.enter_context(open(partial, "ab"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if not isinstance(error, BlockingIOError):
-                partial.unlink()
-            return None
-        if os.path.samestat(os.fstat(file.fileno()), os.stat(partial)):  # nobody finished it meanwhile
-            file.truncate(0)
-            stack.pop_all()
-            return file
-    return None
+        partial.unlink(missing_ok=True)
 
 
 def write(path, data: bytes | str):

@@ -81,5 +81,7 @@ class Record:
         """Facts take the place of those of the same name; of what is `GATHERED` each keeps its own."""
         with files.alone(self.path.with_name(f".{self.path.name}.lock")):
             known = self.read()
+            if not known and files.read_json(self.path):  # another program's, or a hand's: kept
+                files.set_aside(self.path)
             gathered = {kind: known.get(kind, {}) | facts[kind] for kind in GATHERED if kind in facts}
             files.write(self.path, files.as_json(known | facts | gathered))

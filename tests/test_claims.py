@@ -204,6 +204,7 @@ def test_a_larger_output_is_judged_over_eclips_trainings(tmp_path, verdict, fine
     write(tmp_path, "table_3_seeds", SEEDS, *rows)  # loses 5, 5.5, 6
     other = "a,c,bi_model,50,49", f"a,f,bi_model,{fine},29", "average,c,bi_model,9,"
     write(tmp_path, "table_2", "dataset,network,method,mIoU,mIoU_low", *other)
+    write(tmp_path, "figure_11", "network,method,grid", "f,eclip,14", "c,eclip,7")
     found = verdict("a larger output costs")
     assert (found["verdict"], found["unit"]) == (word, "3 trainings of a pair")
     assert found["value"] == pytest.approx(50 - fine - 5.5)

@@ -244,10 +244,14 @@ with files.replacing({!r}) as partial:
 """
 
 
-def test_what_a_killed_writer_left_goes_with_the_next_and_a_living_ones_stays(tmp_path):
+def test_what_a_killed_writer_left_goes_a_day_later_and_a_living_ones_stays(tmp_path):
     path = tmp_path / "a.txt"
     assert start(WRITE.format(str(path))).wait(60) == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
+    with files.replacing(path) as other:
+        assert left != other and left.read_text() == "half"  # it may be a living writer's
+        other.write_text("other")
+    os.utime(left, (1, 1))
     with files.replacing(path) as first:
         first.write_text("first")
         with files.replacing(path) as second:
@@ -260,10 +264,13 @@ def test_what_a_killed_writer_left_goes_with_the_next_and_a_living_ones_stays(tm
     assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_disk_without_locks_is_written_to_as_well(tmp_path, monkeypatch):
-    monkeypatch.setattr("fcntl.flock", lambda *_: exec("raise OSError(38, 'no locks')"))
+def test_a_link_in_the_place_of_a_partial_is_not_written_through(tmp_path):
+    with files.replacing(tmp_path / "a.txt") as partial:
+        name = partial.name
+    (tmp_path / name).unlink(missing_ok=True), (tmp_path / "mine").write_text("mine")
+    (tmp_path / name).symlink_to(tmp_path / "mine")
     files.write(tmp_path / "a.txt", "a")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / "a.txt").read_text() == "a"
 
 
 def test_a_name_is_set_aside_under_a_name_that_nobody_has(tmp_path):

@@ -98,6 +98,8 @@ def t_interval(values):
     from scipy import stats
 
     values = np.asarray(values, dtype=float)
+    if not len(values):
+        return (np.nan,) * 3
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else np.nan
     return values.mean(), values.mean() - half, values.mean() + half
 
@@ -143,25 +145,26 @@ def gains(rows: pd.DataFrame, comparisons, seed=0, resamples=1000) -> pd.DataFra
     comparisons: (better, than) pairs of methods, in the order of the lines; those without rows are left out.
     One line each: dataset, network, better, than, mIoU, mSC with `_low` and `_high`."""
 
-    def change(ours, theirs, value):
+    def change(ours, theirs, name):
+        value = VALUES[name]
         draws = [bootstrap(part, value, resamples, seed) for part in (ours, theirs)]
         return class_mean(ours, value) - class_mean(theirs, value), *interval(draws[0] - draws[1])
 
-    return _compared(rows, "method", comparisons, change, VALUES)
+    return _compared(rows, "method", comparisons, change)
 
 
 def training_gains(seeds: pd.DataFrame, comparisons) -> pd.DataFrame:
     """`gains` of poolings in a table with one line a training: differences of the same seed, mean over
     trainings with its 95 % interval by Student's t; of one training none."""
 
-    def change(ours, theirs, value):
-        both = (part.set_index("seed")[value] for part in (ours, theirs))
+    def change(ours, theirs, name):
+        both = (part.set_index("seed")[name] for part in (ours, theirs))
         return t_interval(np.subtract(*both).dropna())
 
-    return _compared(seeds, "pooling", comparisons, change, dict(zip(VALUES, VALUES, strict=True)))
+    return _compared(seeds, "pooling", comparisons, change)
 
 
-def _compared(rows, by, comparisons, change, values):
+def _compared(rows, by, comparisons, change):
     """A line a dataset, network and comparison of two values of the column `by`."""
 
     def lines(part):
@@ -169,8 +172,8 @@ def _compared(rows, by, comparisons, change, values):
         for better, than in comparisons:
             if better in known and than in known:
                 line = {"better": better, "than": than}
-                for name, value in values.items():
-                    line |= spread(name, change(known[better], known[than], value))
+                for name in VALUES:
+                    line |= spread(name, change(known[better], known[than], name))
                 yield line
 
     measures = [f"{name}{end}" for name in VALUES for end in ("", "_low", "_high")]

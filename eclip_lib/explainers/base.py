@@ -21,7 +21,8 @@ CHUNK = 32  # pairs a backward pass holds at once
 
 class FeatureMap:
     """`of_features`: (`ImageFeatures` of B images, text [T, Ct]) -> [B, T, h, w]; with `blocks`, what comes
-    out of so many of CLIP's blocks (`encoders.partway`) stands in the place of the features."""
+    out of so many of CLIP's blocks (`encoders.partway`), which has no gradient, stands in the place of the
+    features."""
 
     def __init__(self, clip, of_features: Callable[..., torch.Tensor], blocks: int | None = None):
         self.clip, self.of_features, self.blocks = clip, of_features, blocks
@@ -86,7 +87,7 @@ class Shared:
         """What comes out of the first `blocks` blocks, see `encoders.partway`; from the nearest that is
         known."""
         begin, every, _ = in_steps(self.clip.model.visual)
-        count = range(len(every) + 1)[blocks if blocks >= 0 else blocks - 1]
+        count = len(every[:blocks])
         known = [k for k in self._known if k <= count]
         x = self._known[max(known)] if known else begin(self.images.to(self.clip.device))
         for block in every[max(known, default=0) : count]:
@@ -104,9 +105,9 @@ def maps(
     """The maps of selected pairs: index [P, 2] of image and text -> [P, h, w], without a gradient. shared:
     the features of these images, for several explainers of one batch."""
     own = shared if shared is not None and getattr(explain, "clip", None) is shared.clip else None
-    if isinstance(explain, PairMap):
+    if own and isinstance(explain, PairMap):
         return explain.pairs(images, text, index, own)
-    if hasattr(explain, "pairs"):  # of one's own
+    if hasattr(explain, "pairs"):
         with torch.enable_grad():
             return explain.pairs(images, text, index).detach()
     with torch.no_grad():

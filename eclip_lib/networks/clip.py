@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 
 import open_clip
@@ -105,6 +106,8 @@ class Clip:
         quick = any(isinstance(module, open_clip.transformer.QuickGELU) for module in self.model.modules())
         about |= {"quick_gelu": quick, "input": list(self.size), "precision": self.precision}
         about["statistics"] = [list(values) for values in self.statistics]
+        if not self.is_vit and (pool := getattr(self.model.visual, "pool_type", None)):
+            about["pool"] = pool  # decides the pooled feature, and is no weight
         return about if self.backbone is None else about | {"backbone": files.digest(self.backbone)}
 
     def to_rgb(self, images):
@@ -130,7 +133,8 @@ class Clip:
             return [*map(_float32, at_every_depth(self.model.visual, images.to(self.device)))]
 
     def _autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        half = self.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
 
     def encode_text(self, texts: str | Sequence[str], quote: bool = True) -> torch.Tensor:
         """A list of T prompts -> F_t [T, Ct]: the token that stands for the text (its end, mostly) after the
@@ -153,11 +157,11 @@ class Clip:
         return text_global_pool(x, tokens, kind, eos_token_id=end)
 
     def _warn_of(self, texts, quote):
-        if self.network in demo.NETWORKS:
+        if self.network in demo.NETWORKS | demo.ARMS:
             unknown = sorted({w for t in texts for w in re.findall(r"\w+", t.lower())} - set(demo.words()))
             if unknown:
                 words = ", ".join(repr(w[:30]) for w in unknown[:3])
-                words += f" and {len(unknown) - 3} more" if unknown[3:] else ""
+                words += f" and {len(unknown) - 3} more words" if unknown[3:] else ""
                 said = f"never saw {words}" if quote else "never saw some words of these captions"
                 known = "it knows the shapes, colours and patterns of rendered scenes alone"
                 warnings.warn(f"{self.network} {said}; {known}", stacklevel=3)

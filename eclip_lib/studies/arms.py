@@ -37,13 +37,12 @@ def pooling_table(rows):
 def pooling_gains(rows):
     """Every pool less the class token (`USUAL`), by Welch's t over trainings, one line a dataset, pool and
     measure."""
-    usual = dict(list(rows[rows["pool"] == USUAL].groupby("dataset")))
 
     def lines_of(part):
-        dataset = part["dataset"].iloc[0]
-        for measure in _measures(part):
-            three = t_difference(part[measure], usual[dataset][measure])
-            yield {"measure": measure, "trainings": len(part)} | spread("value", three)
+        usual = rows[(rows["pool"] == USUAL) & (rows["dataset"] == part["dataset"].iloc[0])]
+        for measure in _measures(part) if len(usual) else ():
+            three = t_difference(part[measure], usual[measure])
+            yield {"measure": measure, "trainings": min(len(part), len(usual))} | spread("value", three)
 
     others = rows[rows["pool"] != USUAL].assign(network=NETWORK[LONGER])
     return grouped(others, ["dataset", "network", "pool"], lines_of)
@@ -71,6 +70,8 @@ def agreement(run, ours, rows):
     theirs = rows[rows["pool"] == LONGER].assign(network=NETWORK[LONGER]).set_index(KEYS)
     both = ours.set_index(KEYS)
     both = both[both.index.isin(theirs.index)]
+    if both.empty:
+        return "no rows of shipped seeds to compare"
     apart = (both - theirs.loc[both.index, both.columns]).abs().max().max()
     said = "agree within 0.01" if apart <= 0.01 else "differ"
     return f"{len(both)} rows of shipped seeds, measured here again, {said} (largest difference {apart:.4f})"
@@ -130,10 +131,11 @@ def _conclusions(means, gains):
     which["mixed or undecided"] = [pool for pool in signs if pool not in decided]
     said = "; ".join(f"{word} with {', '.join(pools)}" for word, pools in which.items() if pools)
     yield f"Over trainings, on all levels, the map is {said}."
+    which = {word: [pool for pool in pools if pool != LONGER] for word, pools in which.items()}
     both = which["opposite"] and which["as one expects"]
     if both:
         yield "So what is pooled in training decides the sign of the map here."
-    others = {pool for pool in signs if pool not in (USUAL, LONGER)}
+    others = {*signs} - {USUAL, LONGER}
     if will := [pool for pool in which["opposite"] if pool in others]:
         yield f"So an opposite map does not need the class token as the image feature: {', '.join(will)} will do."
     elif USUAL in which["opposite"] and others and others <= {*which["as one expects"]}:
@@ -149,18 +151,21 @@ def _conclusions(means, gains):
 
 
 def pairs_in_words(rows):
-    """In how many trainings a new pair turns the map (mSC above 0 on every level), by pool and pooling."""
+    """In how many trainings the map of a new pair is as one expects (mSC above 0 on every level), by pool and
+    pooling."""
     columns = [name for name in rows if name.startswith("pair_") and name.endswith("_mSC")]
     words = {name: name.removeprefix("pair_").removesuffix("_mSC") for name in columns}
-    return _counted("a new pair turns the map with", -rows.set_index(["pool", "training"])[columns], words)
+    return _counted(
+        "the map of a new pair is as one expects with", -rows.set_index(["pool", "training"])[columns], words
+    )
 
 
 def traits_in_words(rows):
     """In how many trainings of each pool the map is opposite at the patch embedding and at its end, and those
     of absent classes too; and in how many the named object is lower than in theirs."""
-    words = {"mSC_0": "at the patch embedding", "mSC": "at the end", "absent": "for absent classes too"}
-    words |= {"text": "by the text: the named object is lower than in an absent class's map"}
-    return _counted("opposite", rows.set_index(["pool", "training"])[[*words]], words)
+    words = {"mSC_0": "at the patch embedding", "mSC": "at the end", "absent": "for absent classes"}
+    words |= {"text": "by the text (the named object lower than in an absent class's map)"}
+    return _counted("mSC below 0", rows.set_index(["pool", "training"])[[*words]], words)
 
 
 def _counted(what, numbers, words):

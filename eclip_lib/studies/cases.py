@@ -136,7 +136,8 @@ def _max_from_scratch(read):
 def _output(read, method):
     """mIoU that a method loses from the coarse to the fine ViT of Table 2, less what ECLIP's trainings lose."""
     other = _rows(read("table_2"), {"method": method}).dropna(subset="mIoU_low")
-    lines, networks, pairs = [], other["network"].unique(), _chosen(read)
+    grids = read("figure_11").sort_values("grid")["network"].unique()
+    lines, networks, pairs = [], [n for n in grids if n in set(other["network"])], _chosen(read)
     for name, part in other.groupby("dataset", sort=False):
         mine = _rows(pairs, {"dataset": name}).pivot(index="seed", columns="network", values="mIoU")
         if len(networks) == 2 and set(networks) <= set(mine):

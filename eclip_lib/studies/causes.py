@@ -129,18 +129,27 @@ def what_in_words(what):
     for (dataset, network), part in what.groupby(["dataset", "network"], sort=False):
         n, said = len(part), []
         for column, words in (
-            ("absent", "maps of absent classes are opposite in {} of {}, as one expects in {}"),
+            ("own", "the map is opposite in {} of {}, as one expects in {}"),
+            ("absent", "the map of an absent class is lower on the object in {} of {}, higher in {}"),
             ("text", "the named object is lower than in an absent class's map in {} of {}, higher in {}"),
             ("against_others", "lower than the image's other objects in {} of {}, higher in {}"),
         ):
             above, _, below = counts(part, column)
             said.append(words.format(below, n, above))
-        prefers, avoids = (counts(part, column)[2] == n for column in ("absent", "text"))
-        both = "prefers the background whatever is named, and avoids the named object besides"
-        one = "prefers the background, whatever is named" if prefers else "avoids the named object"
-        so = both if prefers and avoids else one if prefers or avoids else "does neither in every training"
-        found.append(f"{dataset}, {network}: {'; '.join(said)}. It {so}.")
+        found.append(f"{dataset}, {network}: {'; '.join(said)}. {_so(part)}")
     return "\n".join(found)
+
+
+def _so(part):
+    """What follows of a network whose map is opposite; of a good map absent classes are low on objects too."""
+    opposite, absent, text = (part[f"{column}_high"] < 0 for column in ("own", "absent", "text"))
+    if not opposite.all():
+        return "Its map is not opposite in every training." if opposite.any() else "Its map is not opposite."
+    if absent.all() and text.all():
+        return "It prefers the background whatever is named, and avoids the named object besides."
+    if absent.all():
+        return "It prefers the background, whatever is named."
+    return "It avoids the named object." if text.all() else "Why is not the same in every training."
 
 
 # ---------------------------------------------------------------------- figures

@@ -19,7 +19,7 @@ from .cases import KINDS, frame
 SUPPORTED, MOSTLY, MIXED, UNDECIDED, CONTRADICTED = "supported mostly mixed undecided contradicted".split()
 CONSTRUCTION, UNTESTABLE, UNMEASURED = "by construction", "not testable here", "not measured"
 VERDICTS = {
-    SUPPORTED: "every case above 0 with its whole interval",
+    SUPPORTED: "every case above 0 with its whole interval (where nothing has one, its value)",
     MOSTLY: "two thirds above, none below",
     UNDECIDED: "fewer above, none below",
     MIXED: "some below, not all",

@@ -61,7 +61,7 @@ def measured(run, clip, name, explainers):
     """`control_rows` on the `first` images of one of a run's datasets, measured once."""
     dataset = first(run, name)
     measure = partial(control_rows, dataset, clip, explainers, run.workers, run.batch_size)
-    rows = run.once("controls", [clip, dataset, *explainers.values()], measure)
+    rows = run.once("controls", [clip, dataset, [*explainers], *explainers.values()], measure)
     return rows.assign(dataset=name, network=clip.title)
 
 

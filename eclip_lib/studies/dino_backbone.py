@@ -87,7 +87,8 @@ def encoders_in_words(encoders):
     sizes, grids = [], []
     for clip in encoders.values():
         model = clip.model.visual if clip.backbone is None else clip.backbone
-        sizes.append(f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.2g} million parameters")
+        millions = sum(weight.numel() for weight in model.parameters()) / 1e6
+        sizes.append(f"{millions:.{1 if millions < 10 else 0}f} million parameters")
         grids.append("×".join(map(str, clip.encode_image(torch.zeros(1, 3, *clip.size)).grid)) + " tokens")
     each = "; ".join(map("{}: {}, {}".format, encoders, sizes, grids))
     unlike = [what for what, (one, other) in (("size", sizes), ("grid", grids)) if one != other]

@@ -23,11 +23,8 @@ from eclip_lib.explainers import explainer
 from eclip_lib.networks import demo
 from eclip_lib.studies import arms, causes
 
-POOLINGS = {
-    "own": "attention",
-    "average": "average",
-    "max": "max",
-}  # of new pairs; "own": the pool of the arm
+# of new pairs; "own": as the arm pools itself, which is what `attention` reads of any network (F_c)
+POOLINGS = {"own": "attention", "average": "average", "max": "max"}
 
 
 def found_in(folder):
@@ -72,6 +69,7 @@ def of_pairs(run, clip, seed):
 
 def main(folder="runs/demo_training"):
     run, parts = load_profile("demo", out="runs/arms", workers=0), []
+    known = arms.arms() if arms.ROWS.exists() else pd.DataFrame(columns=["pool", "training"])
     for pool, training, weights in found_in(folder):
         clip = run.load_clip(arms.NETWORK[pool], weights)
         about = {(clip.network, training): clip}
@@ -84,7 +82,7 @@ def main(folder="runs/demo_training"):
         part.insert(0, "pool", pool)
         parts.append(part)
         print(part.drop(columns=["images", "chance"]).round(1).to_string(), flush=True)
-        rows = pd.concat(parts, ignore_index=True)
+        rows = pd.concat([known, *parts]).drop_duplicates(["pool", "training", "dataset"], keep="last")
         files.write(arms.ROWS, files.as_csv(rows, index=False, float_format="%.4f"))
     overview()
 

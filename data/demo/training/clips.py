@@ -55,6 +55,7 @@ NETWORKS = {
     "scenes-ViT-16": RECIPE | {"precision": "amp_bf16"},
     "scenes-RN": RECIPE | {"precision": "amp_bf16", "train-num-samples": 48_000},
 }
+ARM = {"iteration of Muon": "fp32", "attention": "plain products"}  # not the trainer's settings
 NETWORKS |= dict.fromkeys(demo.ARMS, RECIPE | {"train-num-samples": 32_000})
 HELD_OUT = [(level, colours) for level in scenes.LEVELS for colours in scenes.COLOURINGS]
 
@@ -135,6 +136,7 @@ def train(network, seed, folder="runs/demo_training", scratch=False):
         "one caption each",
         "recipe": recipe,
         "tried": "data/demo/README.md lists every world and recipe that was tried",
+        **({"besides": ARM} if arm else {}),
     }
     curve = [round(float(x), 3) for x in re.findall(r"Contrastive_loss: ([\d.]+) ", log)]
     splits = () if arm else ("validation", "test")
@@ -262,9 +264,11 @@ if __name__ == "__main__":
     options = parser.parse_args()
     # several trainings share a machine better than several threads share such small matrices
     torch.set_num_threads(1)
-    # Muon's iteration in float32: most CPUs only emulate its bfloat16
-    muon.zeropower_via_newtonschulz = partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
-    torch.backends.cuda.enable_flash_sdp(False)  # on a CPU its backward pass is the slower one
+    if (
+        options.network in demo.ARMS
+    ):  # as `ARM` says: most CPUs only emulate bfloat16, and flash is slower there
+        muon.zeropower_via_newtonschulz = partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
+        torch.backends.cuda.enable_flash_sdp(False)
     if options.network == "overview":
         print(overview())
     else:
