@@ -61,13 +61,12 @@ def test_what_is_done_is_skipped_until_something_changes(house):
     again = notebooks.reproduce(out=out)
     assert again["00_first"] == again["02_last"] == "skipped" and again["01_broken"].startswith("failed")
     only = [house / "notebooks" / "00_first.ipynb"]
-    assert notebooks.reproduce(out=out, only=only, seed=3) == {"00_first": "done"}
-    assert notebooks.reproduce(out=out, only=only, seed=3) == {"00_first": "skipped"}
-    assert notebooks.reproduce(out=out, only=only, seed=3, force=True) == {"00_first": "done"}
+    assert notebooks.reproduce(out=out, only=only, force=True) == {"00_first": "done"}
+    for name, value in (("limit", 3), ("seed", 3), ("pretrained", "seed1"), ("training", {"epochs": 3})):
+        with pytest.raises(ValueError, match=f"holds a run with other .*{name}.*; name another --out"):
+            notebooks.reproduce(out=out, only=only, **{name: value})
     (house / "run" / "run.json").write_text("")  # half a note is none
     assert notebooks.reproduce(out=out, only=only, seed=3) == {"00_first": "done"}
-    with pytest.raises(ValueError, match="holds a run with other limit; name another --out"):
-        notebooks.reproduce(out=out, only=only, limit=3)
 
 
 def test_a_table_that_is_gone_or_changed_is_made_again(house):
@@ -192,8 +191,14 @@ def finished(house, monkeypatch):
         files.write(house / "runs" / "demo" / name, "")
     run = load_profile("demo", device="cpu")
     for path in notebooks.notebooks():
-        run.note(path.stem, 0, "complete")
+        run.note(path.stem, 0, "complete", made=made(run))
     return run
+
+
+def made(run):
+    """What a notebook would say that it made: all that is there."""
+    there = [path for path in run.out.glob("**/*.*") if path.name not in ("run.json", ".run.json.lock")]
+    return {str(path.relative_to(run.out)): files.digest(path) for path in there}
 
 
 def a_bar():
@@ -226,11 +231,13 @@ def test_promotion_copies_tables_pairs_the_report_and_where_they_come_from(finis
         ({"limit": 8}, "complete", "with limit 8"),
         ({"networks": "scenes-RN"}, "complete", "with networks"),
         ({"dropped": ["scenes-cluttered"]}, "complete", "without scenes-cluttered"),
+        ({"name": "mine"}, "complete", "it is of profile mine"),
+        ({"seed": 7, "changed": []}, "complete", "with other seed than"),  # of a file that was edited since
     ],
 )
 def test_a_run_that_is_not_whole_is_promoted_in_part_only(finished, house, given, state, said):
-    run = load_profile("demo", out=finished.out, **given)
-    run.part = ""
+    own = {name: given.pop(name) for name in ("name", "changed") if name in given}
+    run = load_profile("demo", out=finished.out, **given).model_copy(update={"part": ""} | own)
     run.note("02_last", 0, state)
     with pytest.raises(ValueError, match=said):
         promote("demo")
@@ -257,13 +264,36 @@ def test_fewer_images_than_a_dataset_has_and_no_note_at_all_are_no_whole_run(fin
         promote("demo")
 
 
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda p: p.write_text(""), lambda p: p.write_text("x")])
+def test_a_table_that_is_not_as_made_is_not_promoted(finished, house, spoil):
+    files.write(finished.path("tables", "b"), "1")
+    finished.note("02_last", 0, "complete", made=made(finished))
+    spoil(finished.path("tables", "b"))
+    with pytest.raises(ValueError, match="demo: b.csv not as made; finish"):
+        promote("demo")
+    promote("demo", into=house / "scratch", partial=True)
+    assert json.loads((house / "scratch" / "run.json").read_text())["partial"] == ["b.csv not as made"]
+
+
+def test_what_no_notebook_made_stays_and_a_killed_promotion_is_marked(finished, house, monkeypatch):
+    files.write(finished.path("tables", "mine"), "")
+    with pytest.warns(UserWarning, match="1 files in .*demo are of no notebook .* not copied .mine.csv"):
+        assert "mine.csv" not in [path.name for path in promote("demo", into=house / "ours")]
+    write_file = files.write
+    monkeypatch.setattr(
+        files, "write", lambda path, data: path.name == "a.csv" and 1 / 0 or write_file(path, data)
+    )
+    with pytest.raises(ZeroDivisionError):
+        promote("demo", into=house / "ours")
+    assert json.loads((house / "ours" / "run.json").read_text())["partial"] == ["its promotion did not end"]
+
+
 def test_promotion_keeps_a_strangers_note_and_names_what_is_of_an_earlier_run(finished, house):
     files.write(house / "theirs" / "run.json", '{"mine": 1}')
     with pytest.raises(ValueError, match="run.json is there, is not of this command"):
         promote("demo", into=house / "theirs")
-    files.write(house / "runs" / "demo" / "tables" / "old.csv", "")
-    promote("demo", into=house / "ours")
-    (house / "runs" / "demo" / "tables" / "old.csv").unlink()
+    files.write(house / "ours" / "run.json", '{"notebooks": {}}')
+    files.write(house / "ours" / "tables" / "old.csv", "")
     with pytest.warns(UserWarning, match="1 files in .*ours are of an earlier run; .* .old.csv"):
         promote("demo", into=house / "ours")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import files
 from ..networks import checkpoints
-from ..profiles import INCIDENTAL
+from ..profiles import INCIDENTAL, Profile
 from . import outputs, resources
 
 SOME = r"present.*|partial: \d+ of \d+ images"  # what can be run
@@ -139,20 +139,29 @@ def require_free(run, books, training):
                 "compared with; name a folder of its own, like runs/mine"
             )
     outputs.folder(run.out)
-    known = run.record.read()
-    names = () if known.get("dropped") else ("networks", "datasets", "limit", "limit_pairs")
-    other = [name for name in names if known.get("settings", {}).get(name, own := getattr(run, name)) != own]
-    if other:
-        other = ", ".join(other)
-        raise ValueError(f"{files.few([run.out])} holds a run with other {other}; name another --out")
-    made = [run.out / "notebooks" / path.name for path in books]
-    made += [run.path("pairs", f"{network}-ECLIP") for network in run.networks if training]
-    texts = "".join(path.read_text() for path in books)  # what they save is named in them
-    there = [file for kind in ("tables", "figures") for file in (run.place / kind).glob("[!.]*")]
-    made += [file for file in there if any(name in texts for name in _written(file.stem))]
+    if other := ", ".join(other_settings(run, run.record.read())):
+        raise ValueError(f"{files.few([run.out])} holds a run with other {other[:150]}; name another --out")
+    made = [run.out / "notebooks" / path.name for path in books] + written(run, books, training)
     made += [run.place / name for name in ("report.md", "report.html", "timings.csv")]
     outputs.require_free([*made, (run.record.path, outputs.RUN)], [*books, *weights(run)])
     outputs.require_run(run.place, made)
+
+
+def other_settings(run, facts) -> list[str]:
+    """The settings that move numbers and in which the run of a `run.json` is another one; what it left out
+    is no other."""
+    left = {"networks", "datasets", "replicates", "scratch", "masks", "pairs", "limit", "limit_pairs"}
+    names = {*Profile.model_fields} - INCIDENTAL - (left if facts.get("dropped") else set())
+    theirs = facts.get("settings", {})
+    return [n for n, own in run.model_dump(mode="json", include=names).items() if theirs.get(n, own) != own]
+
+
+def written(run, books, training):
+    """The pairs that notebooks may write, and the tables and figures in a run's folder that they name."""
+    pairs = [run.path("pairs", f"{network}-ECLIP") for network in run.networks if training]
+    texts = "".join(path.read_text() for path in books)
+    there = [file for kind in ("tables", "figures") for file in (run.place / kind).glob("[!.]*")]
+    return pairs + [file for file in there if any(name in texts for name in _written(file.stem))]
 
 
 def _written(stem):
