@@ -6,13 +6,29 @@ that was replaced, and a shard that was damaged, are noticed."""
 
 import warnings
 from pathlib import Path
+from typing import Any
 
+from pydantic import BaseModel, ValidationError
 from safetensors.torch import save
 
 from . import files
 
 FORMAT = 4  # of the shards and their notes
-NOTED = {"sha256", "state", "stamp", "pairs", "skipped"}
+
+
+class _Skipped(BaseModel, strict=True):
+    count: int
+    first: list[str]
+
+
+class _Note(BaseModel, strict=True):
+    """What is read of a note."""
+
+    sha256: str
+    state: Any
+    stamp: Any
+    pairs: int
+    skipped: dict[str, _Skipped]
 
 
 class Shards:
@@ -37,7 +53,9 @@ class Shards:
         """The note of a part, if what was made from it was made from what it holds now; else None. The shard
         itself may have been dropped."""
         note = files.read_json(self.path(number).with_suffix(".json"))
-        if not NOTED <= set(note) or (type(note["pairs"]), type(note["skipped"])) != (int, dict):
+        try:
+            _Note.model_validate(note)
+        except ValidationError:
             return None
         if note["stamp"] == self.source.stamp(self.source.parts[number]):
             return note

@@ -545,7 +545,12 @@ many workers without a folder | Evaluate --ray 2 | --ray needs --out
 an unknown dataset | Evaluate --datasets voc2007 | no dataset 'voc2007'
 a dataset that is not there | Evaluate --datasets voc2012 --root {}/empty | JPEGImages is missing
 no root | Evaluate --datasets coco2017 | coco2017 needs root=
-a limit of nothing | Evaluate --limit 0 | limit
+a limit of nothing | Evaluate --limit 0 | limit as given .--limit, --set or -p.: limit must be greater than or equal to 1
+a setting of one word for several | reproduce --set training=x | training as given .--training, --set or -p.: training must
+a dataset that is not there behind another | evaluate clip --networks scenes-ViT-32 --limit 1 --datasets scenes,voc2012 --root {}/empty | JPEGImages is missing
+a network that is none behind another | evaluate clip --limit 1 --networks scenes-ViT-32,ViT-B-61 | no network 'ViT-B-61'
+a pair for one network of two | evaluate eclip --limit 1 --networks scenes-ViT-32,scenes-RN --projection {}/pair.safetensors | was made for scenes-ViT-32
+a method for one network of two | evaluate sclip --limit 1 --networks scenes-ViT-32,scenes-RN | sclip
 a root with an equals sign | Evaluate --datasets voc2012 --root {}/a=b | prints voc2012 clip: mIoU .* 4 images
 VOC: a greyscale mask | Voc | prints voc2012 clip: mIoU
 VOC: a mask of 4 bits | Voc | has 4 bits a channel; save it with 8
@@ -703,6 +708,7 @@ def test_commands(name, place, monkeypatch, capsys):
     else:
         assert said.startswith("eclip: ") and "\n" not in said and re.search(message, said), said
         assert len(said.replace(str(place), "")) < 300 and "--debug" not in said
+        assert "mIoU" not in printed.out  # nothing is measured before
     assert all(path.read_bytes() == content for path, content in before.items())
     assert all(path.is_symlink() for path in links)
     assert not (message.startswith("train: ") and (place / "cache").exists())  # before long work

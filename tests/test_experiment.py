@@ -47,6 +47,11 @@ MISTAKES = {
     "batch_size: many": "batch_size must be",
     "datasets: [imagenet]": "no dataset 'imagenet'",
     "networks: [": "not readable YAML",
+    "yes: 1": "unknown or missing keys True;",
+    "1: a": "unknown or missing keys 1;",
+    "~: a": "unknown or missing keys None;",
+    "seed: 1\nlimit: 2\nseed: 2": "not readable YAML: limit, seed given twice",
+    "masks: {DINO: scenes-DINO, DINO: scenes-MoCo}": "not readable YAML: DINO given twice",
 }
 
 

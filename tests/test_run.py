@@ -11,7 +11,7 @@ import yaml
 
 import eclip_lib as eclip
 from eclip_lib import files
-from eclip_lib.commands import notebooks, preflight
+from eclip_lib.commands import forecast, notebooks, preflight
 from eclip_lib.datasets.image_text import load_pairs
 from eclip_lib.networks import checkpoints
 from eclip_lib.networks.attention import noise
@@ -191,6 +191,35 @@ def test_what_is_missing_is_named_before_any_work(book, tmp_path, capsys):
     assert facts["dropped"] == facts["notebooks"]["01_shown"]["dropped"] == ["mine", "coco2017"]
     with pytest.raises(ValueError, match="nothing is left to run without"):
         notebooks.reproduce(profile, go_on=True, **given | {"datasets": "coco2017"})
+
+
+NOTHING = [  # settings that name nothing, and what is said
+    ({"networks": ["ViT-B-61"]}, "ViT-B-61"),
+    ({"masks": {}}, "masks: a training needs one"),
+    ({"masks": {"DINO": "nonsense"}}, "masks: DINO: timm has no model 'nonsense'"),
+    ({"masks": {"ground truth": "scenes-DINO"}}, "masks: ground truth is another mask's name"),
+    ({"replicates": {"scenes-ViT-32": ["seed9"]}}, "no bundled checkpoint 'seed9'"),
+    ({"replicates": {"nope": ["seed1"]}}, "replicates: nope is none of the run's networks"),
+    ({"pretrained": "seed9"}, "no bundled checkpoint 'seed9'"),
+    ({"projection": "nope"}, "projection: no pair at nope"),
+    ({"device": "tpu"}, "no device 'tpu'"),
+    ({"out": "picture.jpg"}, "picture.jpg ends like a file"),
+]
+
+
+@pytest.mark.parametrize("own, said", NOTHING)
+@pytest.mark.parametrize("command", [forecast.dry_run, notebooks.reproduce])
+def test_a_setting_that_names_nothing_is_named_before_any_work(book, tmp_path, own, said, command):
+    given = {"out": tmp_path / "run"} | {name: own[name] for name in own if name == "out"}
+    profile = written(tmp_path, **{name: own[name] for name in own if name != "out"})
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        command(profile, **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_names_the_files_that_are_not_there(tmp_path):
+    text = forecast.dry_run(written(tmp_path, scratch={"scenes-ViT-32": "nope.pt"}, pairs=None))
+    assert "nope.pt" in text and "nothing is missing" not in text
 
 
 def test_without_pairs_what_trains_is_left_out(book, tmp_path):

@@ -371,7 +371,7 @@ def test_a_damaged_note_counts_as_none(clip, tmp_path):
     made = caching.cache_features(clip, source, tmp_path)
     note = sorted(made.view().folder.glob("0*.json"))[0]
     whole = json.loads(note.read_text())
-    for key, value in [("pairs", None), ("pairs", "7"), ("skipped", None)]:
+    for key, value in [("pairs", None), ("pairs", "7"), ("skipped", None), ("skipped", {"x": "y"})]:
         note.write_text(json.dumps(whole | {key: value}))
         assert len(caching.cache_features(clip, source, tmp_path)) == 4
         assert json.loads(note.read_text()) == whole

@@ -18,6 +18,7 @@ from ..networks.loading import empty_clip, is_vit, pools
 from ..poolings import GROUND_TRUTH, Pooling, columns_of
 from ..profiles import read_settings
 from ..studies.controls import FEW
+from . import preflight
 from .notebooks import needed, notebooks, to_run
 from .resources import registered_pairs, status, weight_files
 
@@ -32,7 +33,6 @@ PUBLIC_IMAGES = 3356
 # bytes of a stored picture, seconds of a core to decode and augment it:
 # `bench_training.picture_cost("coco:…", count=395)` on 79 photos of COCO
 PICTURE = (24e3, 1.9e-3)
-BEYOND = ("CLIP's own", "pixel saliency", "noise")  # the masks of the first ViT, see `pooling_ablation`
 
 
 @cache
@@ -75,7 +75,7 @@ def plan(run):
     pairs = pair_count(run) if run.pairs else 0  # of one view
     first = next(filter(is_vit, run.networks), None)
     mask, drawn = mask_flops(run.networks[0]), str(run.pairs).startswith("scenes")
-    beyond = [*([GROUND_TRUTH] if drawn and run.training.augment is None else []), *BEYOND]
+    beyond = [*([GROUND_TRUTH] if drawn and run.training.augment is None else []), *preflight.BEYOND]
 
     def line(part, encoder, images, each, trained, rest, written):
         flops = encoder * (images + each) + rest
@@ -160,6 +160,7 @@ def dry_run(profile, wanted=(), **settings):
     `wanted`."""
     device = read_settings(profile, settings)[1]["device"]  # which this machine need not have
     run = load_profile(profile, **settings | {"device": "cpu"})
+    preflight.require_known(run, device)
     return "\n".join(to_run(run, needed(run, wanted))) if wanted else as_text(run, device)
 
 
@@ -191,8 +192,9 @@ def as_text(run, device="cpu"):
         parts.append(minutes.round(0).to_string(index=False) + "\n" + last)
     things = status(run)
     missing = things[~things["state"].str.startswith("present")]
-    listed = missing[["part", "state", "size", "how"]].to_string(index=False)
-    return "\n\n".join([*parts, "nothing is missing" if missing.empty else f"missing:\n{listed}"])
+    table = [] if missing.empty else [missing[["part", "state", "size", "how"]].to_string(index=False)]
+    listed = "\n".join([*table, *(f"{lack.what}: {lack.where}" for lack in preflight.named(run))])
+    return "\n\n".join([*parts, f"missing:\n{listed}" if listed else "nothing is missing"])
 
 
 def _length(run, name):

@@ -118,6 +118,7 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
     unless `force`. Returns {notebook name: "done", "skipped" or the error}."""
     parameters["part"] = ""
     run = load_profile(profile, **parameters)
+    preflight.require_known(run, run.device)
     training = any(map(trains, only or notebooks(run)))
     dropped = preflight.left_out(run, training, go_on, tqdm.write)
     preflight.require_free(run, only or notebooks(run), training)

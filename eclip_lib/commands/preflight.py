@@ -6,12 +6,19 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import open_clip
+import timm
+
 from .. import files
-from ..networks import checkpoints
+from ..networks import checkpoints, demo
+from ..networks.hugging_face import has_scheme
+from ..networks.loading import empty_clip, require_device
+from ..poolings import GROUND_TRUTH
 from ..profiles import INCIDENTAL, Profile
 from . import outputs, resources
 
 SOME = r"present.*|partial: \d+ of \d+ images"  # what can be run
+BEYOND = ("CLIP's own", "pixel saliency", "noise")  # the masks of the first ViT, see `pooling_ablation`
 
 
 @dataclass(frozen=True)
@@ -30,10 +37,51 @@ class Lack:
         return f"missing: {self.what}, looked for in {self.where}; {how or 'nothing gets it by itself'}"
 
 
+def require_known(run, device):
+    """Raise ValueError, FileNotFoundError for a setting that names nothing, before any work; of files and
+    data that are not here `lacks` tells, of a GPU `profiles.checked`."""
+    if not device.startswith("cuda"):
+        require_device(device)
+    outputs.folder(run.out)
+    for network in run.networks:
+        demo.require(network)
+        empty_clip(network)
+        for tag in (run.pretrained, *run.replicates.get(network, ()), run.scratch.get(network)):
+            _require_weights(network, tag)
+    if other := {*run.replicates} - {*run.networks}:
+        raise ValueError(f"replicates: {files.few(sorted(other))} is none of the run's networks")
+    if run.pairs and not run.masks:
+        raise ValueError("masks: a training needs one at least, like DINO: vit_base_patch16_224.dino")
+    if taken := {GROUND_TRUTH, *BEYOND} & {*run.masks}:
+        raise ValueError(f"masks: {files.few(sorted(taken))} is another mask's name; give it one of its own")
+    for name, (network, _) in run.mask_models.items():
+        demo.require(network)
+        if not (network in demo.ATTENTIONS or has_scheme(network) or timm.is_model(network)):
+            raise ValueError(f"masks: {name}: timm has no model {files.few([network])!r}, nor has the demo")
+    where = run.projection or "a/b"
+    if not (
+        files.place(where).exists() or Path(where).suffix in checkpoints.SUFFIXES or where.count("/") == 1
+    ):
+        raise FileNotFoundError(
+            f"projection: no pair at {where}; name a file, a folder or a hub's repository"
+        )
+
+
+def _require_weights(network, tag):
+    if tag in (None, "default") or checkpoints.is_path(tag) or has_scheme(tag):
+        return
+    if network in demo.NETWORKS:
+        demo.checkpoint(network, tag)
+    elif not checkpoints.registered(network.removesuffix("-quickgelu"), tag):
+        known = open_clip.list_pretrained_tags_by_model(network)
+        if tag not in known:
+            raise ValueError(f"{network} has no weights {files.few([tag])!r}; it has {files.few(known)}")
+
+
 def lacks(run, training=True) -> list[Lack]:
     """All that a run needs and does not find, without reading much of what is there; masks and pairs only
     where it is `training`."""
-    weights, found = checkpoints.registry()["weights"], _named(run)
+    weights, found = checkpoints.registry()["weights"], named(run)
     for thing in resources.status(run).itertuples():
         if re.fullmatch(SOME, thing.state):
             continue
@@ -49,7 +97,7 @@ def lacks(run, training=True) -> list[Lack]:
     return [lack for lack in found if training or not {"pairs", *run.masks} >= set(lack.parts)]
 
 
-def _named(run):
+def named(run):
     """Files that the settings name and that are not there."""
     named = [(run.pretrained, run.networks), (run.projection, ["projection"])]
     named += [(checkpoint, [name]) for name, (_, checkpoint) in run.mask_models.items()]

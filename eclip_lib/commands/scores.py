@@ -1,5 +1,7 @@
 """`eclip evaluate`: one method over a profile's networks and datasets."""
 
+from functools import partial
+
 from .. import files
 from ..evaluation import MORE, evaluate, summarize
 from ..experiment import load_profile
@@ -50,20 +52,22 @@ def measure(
         places = [out / f"{stem(network, name)}.csv" for network in run.networks for name in run.datasets]
         rows = [(place, outputs.ROWS) for place in places]
         outputs.require_free(rows, files_of(run.pretrained, run.projection))
+    datasets = {name: run.load_dataset(name) for name in run.datasets}
+
+    def load(network):
+        clip = run.load_clip(network)
+        pair = {"projection": run.load_pair(clip)} if method == "eclip" else {}
+        return explainer(method, clip, **pair), clip
+
+    for network in run.networks[1:]:
+        load(network)  # one that does not fit is named before the first is scored
     for network in run.networks:
-
-        def load(network=network):
-            clip = run.load_clip(network)
-            pair = {"projection": run.load_pair(clip)} if method == "eclip" else {}
-            return explainer(method, clip, **pair), clip
-
-        explain, clip = load()
-        for name in run.datasets:
-            dataset = run.load_dataset(name)
+        explain, clip = load(network)
+        for name, dataset in datasets.items():
             if ray:
                 parts, more = out / stem(network, name), {"batch_size": run.batch_size, **options}
                 gpus = int(run.device.startswith("cuda"))
-                rows = cluster.evaluate_parts(load, dataset, parts, ray, gpus, **more)
+                rows = cluster.evaluate_parts(partial(load, network), dataset, parts, ray, gpus, **more)
             else:
                 rows = evaluate({method: explain}, dataset, clip, run.workers, run.batch_size, **options)
             if out:

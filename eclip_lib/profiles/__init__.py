@@ -134,9 +134,20 @@ def _without(names, dropped):
     return {name: names[name] for name in kept} if isinstance(names, dict) else kept
 
 
+class _Once(yaml.SafeLoader):
+    """YAML in which no key is given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value]
+        if twice := [key for number, key in enumerate(names) if key in names[:number]]:
+            said = f"{files.few(twice)} given twice, until line {node.end_mark.line}"
+            raise yaml.constructor.ConstructorError(None, None, said)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path):
     try:
-        settings = yaml.safe_load(path.read_text())
+        settings = yaml.load(path.read_text(), _Once)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not readable YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(settings, dict):
@@ -147,10 +158,13 @@ def _read(path):
 
 def built(kind, settings, path):
     try:
-        return kind(**settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
         problems = error.errors()
-        keys = [".".join(map(str, p["loc"])) for p in problems if p["type"] in ("missing", "extra_forbidden")]
+        kinds = {"missing": "loc", "extra_forbidden": "loc", "invalid_key": "input"}
+        keys = [problem[kinds[problem["type"]]] for problem in problems if problem["type"] in kinds]
+        keys = [".".join(map(str, key)) if isinstance(key, tuple) else str(key) for key in keys]
+        path = _given(problems[0]["loc"][0], settings.get("changed", ()), path)
         if keys:
             raise ValueError(
                 f"{path}: unknown or missing keys {files.few(keys)}; a profile has exactly "
@@ -161,6 +175,12 @@ def built(kind, settings, path):
         if problems[0]["type"] == "too_short":
             said = f"must name at least one {name.rstrip('s')}"
         raise ValueError(f"{path}: {name} {said}, not {files.few([problems[0]['input']])!r}") from error
+
+
+def _given(name, changed, path):
+    """Where a setting comes from: the profile's file, or what replaces it."""
+    option = str(name).replace("_", "-")
+    return f"{name} as given (--{option}, --set or -p)" if name in changed else path
 
 
 def _listed(value):
@@ -201,8 +221,10 @@ def _anchored(settings):
 def checked(run, path):
     for name in run.datasets:
         if name not in REGISTRY:
-            raise ValueError(f"{path}: no dataset {files.few([name])!r}; there are {', '.join(REGISTRY)}")
+            said = f"{_given('datasets', run.changed, path)}: no dataset {files.few([name])!r}"
+            raise ValueError(f"{said}; there are {', '.join(REGISTRY)}")
     if run.device.startswith("cuda") and not torch.cuda.is_available():
+        path = _given("device", run.changed, path)
         said = f"{path}: device {files.few([run.device])!r}, but torch sees no CUDA device here"
         raise ValueError(f"{said}; -p device cpu runs without one")
     return run
