@@ -57,16 +57,22 @@ def fetch(url, path, expected=None, checksum=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     have = partial.stat().st_size if partial.exists() else 0
     require_space(path.parent, expected and expected - have, path.name)
-    lock = Path(tempfile.gettempdir(), f"eclip-{os.getuid()}-{digest(str(path.absolute()))}.lock")
-    with alone(lock):  # other ranks and programs wait, then find it
+    with alone(_lock(path)):  # other ranks and programs wait, then find it
         if not (path.exists() and _is(path, expected, checksum)):
             _resume(url, partial, expected)
+            if have and not _is(partial, expected, checksum):
+                partial.unlink()  # what was taken up again was no part of it
+                _resume(url, partial, expected)
             if not _is(partial, expected, checksum):
                 partial.unlink()
                 said = f"what {url} sent is not {path.name}: its size or checksum differs"
                 raise OSError(f"{said}; it was removed, try again later")
             _tell([place(partial, path)], path.parent)
     return path
+
+
+def _lock(path):
+    return Path(tempfile.gettempdir(), f"eclip-{os.getuid()}-{digest(str(path.absolute()))}.lock")
 
 
 def _is(path, expected, checksum):
@@ -104,8 +110,8 @@ def _transfer(url, partial, expected):
         answer.close()
         what = "a web page" if kind == "text/html" else f"what is packed by {packed}"
         raise OSError(f"it sends {what}, not the file; is there a page to sign in to, or a proxy?")
-    length = answer.headers["Content-Length"]
-    total = have + int(length) if length else expected
+    length = answer.headers.get("Content-Length", "")
+    total = have + int(length) if length.isdecimal() else expected
     bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=Path(url).name)
     with answer, open(partial, "ab" if have else "wb") as file, bar:
         while chunk := answer.read(CHUNK):
@@ -177,7 +183,9 @@ def unpack(archive, root):
     members = _members(archive)
     require_space(root, sum(count for _, count, _ in members), Path(archive).name)
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as staged:
+    with alone(_lock(root)), tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as staged:
+        for left in {*root.glob(".unpacking-*")} - {Path(staged)}:
+            shutil.rmtree(left, ignore_errors=True)  # by a program that was killed
         zipped = zipfile.is_zipfile(archive)
         filtered = {} if zipped else {"filter": "data"}
         with zipfile.ZipFile(archive) if zipped else tarfile.open(archive) as file:

@@ -45,8 +45,7 @@ def server():
             if start >= len(content):
                 return self.send_error(416)
             self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(content) - start))
-            for header in server.headers.items():
+            for header in ({"Content-Length": str(len(content) - start)} | server.headers).items():
                 self.send_header(*header)
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
@@ -102,6 +101,14 @@ def test_what_is_not_the_file_is_refused_without_a_checksum(server, tmp_path, he
     with pytest.raises(OSError, match=said):
         download.fetch(server.url + "file", tmp_path / "file", expected)
     assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Length": "abc"}])
+def test_what_was_no_part_of_the_file_is_fetched_afresh(server, tmp_path, headers):
+    (tmp_path / ".file.eclip-partial").write_bytes(b"x" * 100)
+    server.headers = headers
+    path = download.fetch(server.url + "file", tmp_path / "file", len(CONTENT), sha(CONTENT))
+    assert path.read_bytes() == CONTENT and server.requests == ["bytes=100-", None]
 
 
 def test_a_killed_download_goes_on_where_it_stopped(server, tmp_path):
@@ -246,6 +253,30 @@ def test_pairs_are_found_where_training_finds_them(tmp_path, pairs, count):
     for word, state in ((folder, f"present: {count} files"), (tmp_path / "gone", "missing")):
         run = eclip.load_profile("demo", device="cpu", pairs=pairs.format(word))
         assert data.status(run).set_index("part")["state"][run.pairs] == state
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_fetch_that_is_killed_while_unpacking_leaves_nothing(
+    small_registry, server, tmp_path, monkeypatch, own
+):
+    root, archive = tmp_path / "data", tmp_path / "data" / "voc.tar"
+    eclip.files.write(root / ".unpacking-x" / "VOCdevkit" / "1.jpg", "of a killed one")
+    if own:
+        archive.write_bytes(server.files["voc.tar"])
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(download, "unpack", lambda *_: exec("raise KeyboardInterrupt"))
+        data.fetch("voc2012", root)
+    assert archive.exists()
+    data.fetch("voc2012", root)
+    names = {path.name for path in root.iterdir()}
+    assert names == {"VOCdevkit", ".voc.tar.unpacked"} | ({"voc.tar"} if own else set())
+
+
+def test_a_file_in_the_way_of_a_dataset_is_named_before_the_download(small_registry, server, tmp_path):
+    eclip.files.write(tmp_path / "VOCdevkit", "mine")
+    with pytest.raises(FileExistsError) as error:
+        data.fetch("voc2012", tmp_path)
+    assert error.value.filename == str(tmp_path / "VOCdevkit") and not server.requests
 
 
 def test_an_interrupted_fetch_of_two_files_keeps_the_first(small_registry, server, tmp_path, monkeypatch):

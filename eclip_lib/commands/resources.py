@@ -1,5 +1,6 @@
 """`eclip data`: what a profile needs, what of it is here, and how to get the rest."""
 
+import errno
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -168,16 +169,23 @@ def fetch(name, root):
         steps = about["steps"].format(root=root)
         return f"{name} cannot be downloaded by a program alone ({about['licence']}):\n{steps}"
     root = outputs.folder(root)
+    for mark in about.get("marks", ()):
+        if in_the_way := [place for place in (root / mark).parents if place.exists() and not place.is_dir()]:
+            raise FileExistsError(errno.EEXIST, "", str(in_the_way[0]))
     todo = [file for file in about["files"] if not _as_it_came(file, root)]
     # an archive and what comes out of it lie side by side for a while
     downloads.require_space(root, 2 * sum(file["bytes"] for file in todo), name)
     for file in todo:
         archive, kind = root / Path(file["url"]).name, "sha256" if "sha256" in file else "md5"
-        brought = files.stamp(archive)
+        own, brought = root / f".{archive.name}.fetched", files.stamp(archive)
         downloads.fetch(file["url"], archive, file["bytes"], f"{kind}:{file[kind]}")
+        ours = brought != files.stamp(archive) or files.read_json(own).get("stamp") == brought
+        if ours:  # also for the next run, where this one is killed
+            files.write(own, files.as_json({"stamp": files.stamp(archive)}))
         files.write(_mark(root, file), files.as_json(downloads.unpack(archive, root)))
-        if brought != files.stamp(archive):
+        if ours:
             archive.unlink()
+        own.unlink(missing_ok=True)
     found = len(load_dataset(name, root)) if name in known["datasets"] else about["images"]
     return f"{name}: {found} images under {root}"
 
