@@ -182,6 +182,14 @@ WEIGHTS = {  # file name: what is saved in place of scenes-ViT-32's weights
     "more.pt": lambda state: {f"model.{k}": v for k, v in state.items()} | {"loss.scale": torch.ones(2)},
     "factor.pt": lambda state: state | {"logit_scale": torch.tensor(100.0)},
     "zero.pt": lambda state: {k: v * 0 for k, v in state.items()},
+    "hole.pt": lambda state: state | {"visual.proj": state["visual.proj"] * 0},
+    "wrapped.pt": lambda state: {f"_orig_mod.{k}": v for k, v in state.items()} | state,
+    "average.pt": lambda state: (
+        {f"model.{k}": v for k, v in state.items()}
+        | {f"ema_model.module.{k}": v * 0 for k, v in state.items()}
+        | {"ema_model.n_averaged": torch.ones(1)}
+    ),
+    "alike.pt": lambda state: {0: state, 1: {k: v + 0.01 for k, v in state.items()}},
     "small.pt": lambda state: eclip.load_clip("scenes-ViT-16").model.state_dict(),
 }
 
@@ -394,6 +402,8 @@ SPOILT = {  # name of a case: what is done to the place first
     "statistics that are no numbers": lambda p: statistics(p, mean=[float("nan")] * 3, std=[0.5] * 3),
     "a pair of whole numbers": lambda p: pair(p, lambda tensor: (tensor * 100).to(torch.int8)),
     "a pair of nothing": lambda p: pair(p, torch.zeros_like),
+    "a pair beyond float32": lambda p: pair(p, lambda tensor: tensor.double() * 1e300),
+    "a pair whose cosines overflow": lambda p: pair(p, lambda tensor: tensor * 1e25),
     "a network with statistics of two channels": lambda p: statistics(p, mean=[0.5] * 2, std=[0.5] * 2),
     "COCO: run lengths that are none": first(segmentation={"size": SIZE, "counts": None}),
     "COCO: run lengths that are true": first(segmentation={"size": SIZE, "counts": [True, 224 * 224 - 1]}),
@@ -496,7 +506,9 @@ a pair for a method without | Explain --projection {}/pair.safetensors | no othe
 a pair of another | Explain --network scenes-RN --method eclip --projection {}/pair.safetensors | made for
 a pair that is a checkpoint | Explain --method eclip --projection {}/nan.safetensors | is not a projection
 a pair of whole numbers | Explain --method eclip --projection {}/pair.safetensors | weights that are not finite floats
-a pair of nothing | Explain --method eclip --projection {}/pair.safetensors | all weights of a projection are 0
+a pair of nothing | Explain --method eclip --projection {}/pair.safetensors | weights of size 0, which no training gives
+a pair beyond float32 | Explain --method eclip --projection {}/pair.safetensors | weights that are not finite floats
+a pair whose cosines overflow | Explain --method eclip --projection {}/pair.safetensors | weights of size .*e\+25, which no training gives
 another input size | Explain --size 224x448 | prints out.png
 an input size that does not divide | Explain --size 225 | input of 225x225 does not divide into cells of 32x32
 an input size that is none | Explain --size big | --size is a side
@@ -536,7 +548,11 @@ weights that are a list | Explain --pretrained {}/list.pt | list.pt holds a list
 weights that are a note | Explain --pretrained {}/note.pt | note.pt holds no weights by name, but: epoch
 rows where a file is in the way | Evaluate --out {}/red.png | red.png is a file, so
 a plan of a figure that is none | reproduce --dry-run --figure 0x | no notebook makes figure_0x
-weights that are all 0 | Explain --pretrained {}/zero.pt | zero.pt: all of its weights are 0
+weights that are all 0 | Explain --pretrained {}/zero.pt | zero.pt: all numbers are 0 in
+weights of which one is all 0 | Explain --pretrained {}/hole.pt | 0 in 1 of its 86 weights .visual.proj.; get the file again
+weights in and out of a wrapper | Explain --pretrained {}/wrapped.pt | holds 86 weights twice, with and without a wrapper
+weights beside their average | Explain --pretrained {}/average.pt | prints out.png.*weights lie outside .* .ema_model.module
+two sets of weights alike | Explain --pretrained {}/alike.pt | holds several sets of weights alike: 0, 1; save the one
 random weights by name | Explain --pretrained random | prints out.png
 workers below none | Evaluate --ray -1 | '--ray': Input should be greater than or equal to 0; see eclip evaluate --help
 a data set's name among others | data fetch gcc3m gcc4m --root {}/new | nothing known of 'gcc4m'; there are voc2012

@@ -361,12 +361,13 @@ def test_a_csv_of_paths_and_captions(clip, tmp_path):
             ["a\u2028line\x0bor\x85two", "b"],
         ),
         ('filepath,title\na.jpg,"one\ntwo"\n', ["one\ntwo"]),
+        ('filepath,title\na.jpg,"one\ntwo, on grey"\n', ["one\ntwo, on grey"]),
         ('filepath,title\na.jpg,"hello\nb.jpg,bye"\n', ['"hello', 'bye"']),
         ("filepath,title\na.jpg," + "x" * 200_000 + "\n", ["x" * 200_000]),
     ],
 )
 def test_captions_come_out_of_a_table_as_they_are(tmp_path, table, titles):
-    (tmp_path / "list.csv").write_bytes(table.encode())
+    (tmp_path / "list.csv").write_bytes(table.encode()), (tmp_path / "b.jpg").touch()
     assert [title for _, title in CsvPairs(tmp_path / "list.csv").pairs] == titles
 
 
@@ -374,6 +375,8 @@ def test_mistakes_in_a_table_name_its_line(tmp_path):
     for table, words in [
         ("filepath,title,title\na.jpg,a,b\n", "once each"),
         ("filepath,title\n\na.jpg,a,b\n", "line 3: 3 fields, not 2"),
+        ('filepath,title\na.jpg,"one\ntwo, grey"\na.jpg,5" nail\na.jpg,"6" nail\n', "line 2: a quote opens"),
+        ("sep=;\nfilepath;title\n", "by tabs or commas; name them so in its first line, which has sep=;"),
     ]:
         (tmp_path / "list.csv").write_text(table)
         with pytest.raises(ValueError, match=words):
