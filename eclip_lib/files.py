@@ -117,9 +117,12 @@ def write(path, data: bytes | str):
 
 
 def set_aside(path) -> Path:
-    """Rename a file to the first free `path`.replaced-1, -2, … -> where it lies then."""
+    """Rename a file to the first free `path`.replaced-1, -2, … (of a long name the beginning) -> where it
+    lies then."""
     for number in itertools.count(1):
-        kept = path.with_name(f"{path.name}.replaced-{number}")
+        end = f".replaced-{number}"
+        short = os.fsencode(path.name)[: 255 - len(end)].decode("utf-8", "ignore")
+        kept = path.with_name(short + end)
         with suppress(FileExistsError):
             open(kept, "x").close()  # no other process takes this name
             return path.replace(kept)

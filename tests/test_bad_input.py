@@ -160,6 +160,7 @@ TABLES = {  # file name: its content
     "columns.csv": b"file\ttext\nred.png\ta circle\n",
     "none.csv": b"filepath\ttitle\n",
     "gone.csv": b"filepath\ttitle\nnowhere.png\ta circle\n",
+    "semicolons.csv": b"filepath;title\nred.png;a circle\n",
     "good.csv": b"filepath,title\nred.png,a circle\nred.png,a square\n",
     "quotes.csv": b'filepath\ttitle\nred.png\t"a circle\nred.png\ta 5" square\nred.png\ta "red" star\n',
     "empty.csv": b"filepath\ttitle\nred.png\ta circle\nred.png\t \nred.png\ta star\n",
@@ -357,6 +358,9 @@ SPOILT = {  # name of a case: what is done to the place first
     "VOC: an image listed twice": lambda p: rewrite(p / LISTING, lambda t: t * 2),
     "VOC: a list with a byte order mark": lambda p: rewrite(p / LISTING, lambda t: "\ufeff" + t),
     "VOC: a list in UTF-16": lambda p: rewrite(p / LISTING, lambda t: t.encode("utf-16")),
+    "VOC: a list with a remark": lambda p: rewrite(p / LISTING, lambda t: "# mine\n" + t),
+    "VOC: a list with labels": lambda p: rewrite(p / LISTING, lambda t: t.replace("\n", "  1\n")),
+    "VOC: a list with DOS's last letter": lambda p: rewrite(p / LISTING, lambda t: t + "\x1a"),
     "VOC: an empty list": lambda p: (p / LISTING).write_text("\n"),
     "VOC: no list": lambda p: (p / LISTING).unlink(),
     "VOC: an image that is gone": lambda p: sorted((p / VOC / "JPEGImages").glob("*"))[0].unlink(),
@@ -414,6 +418,7 @@ SPOILT = {  # name of a case: what is done to the place first
     "COCO: captions of an image that is true": lambda p: captions(p, image_id=True),
     "COCO: an image that is gone": lambda p: next(p.glob("coco/val2017/*.jpg")).unlink(),
     "COCO: a byte order mark": lambda p: rewrite(p / INSTANCES, lambda t: "\ufeff" + t),
+    "COCO: a list twice": lambda p: rewrite(p / INSTANCES, lambda t: t[:-1] + ', "annotations": []}'),
     "COCO: half a file": lambda p: rewrite(p / INSTANCES, lambda t: t[:500]),
     "COCO: a file without images": lambda p: coco(p, lambda a: a.pop("images") and None),
     "COCO: a list": lambda p: coco(p, lambda a: [a]),
@@ -445,6 +450,18 @@ SPOILT = {  # name of a case: what is done to the place first
         {f"{k}.{kind}": data for k in "123" for kind, data in (("jpg", JPEG), ("txt", b"a"))}
         | {"3.png": saved(RED, "PNG")},
     ),
+    "a shard with more of each key": lambda p: packed(
+        p / "more.tar",
+        {
+            f"{k}.{kind}": data
+            for k in "12"
+            for kind, data in (("jpg", JPEG), ("seg.png", b""), ("txt", b"a"))
+        },
+    ),
+    "a shard with captions elsewhere": lambda p: packed(
+        p / "cls.tar", {f"{k}.{kind}": data for k in "12" for kind, data in (("jpg", JPEG), ("cls", b"7"))}
+    ),
+    "zeros in a shard": lambda p: (p / "zeros.tar").write_bytes(bytes(512) + (p / "whole.tar").read_bytes()),
     "weights of which a shard is gone": lambda p: (p / "shards" / "1.safetensors").unlink(),
     "maps over another's arrays": lambda p: np.savez(p / "mine.npz", images=gradient, texts=gradient),
     "two shards in one file": lambda p: (p / "joined.tar").write_bytes(2 * (p / "whole.tar").read_bytes()),
@@ -572,6 +589,9 @@ VOC: a label out of range | Voc | label 21 is not one of
 VOC: an image listed twice | Voc | val.txt lists .* twice
 VOC: a list with a byte order mark | Voc | prints voc2012 clip: mIoU .* 4 images
 VOC: a list in UTF-16 | Voc | val.txt is not UTF-8
+VOC: a list with a remark | Voc | val.txt: '# mine' is not the id of an image; write one id a line
+VOC: a list with labels | Voc | val.txt: '.* 1' is not the id of an image; write one id a line
+VOC: a list with DOS's last letter | Voc | val.txt: '.x1a' is not the id of an image; write one id a line
 VOC: an empty list | Voc | val.txt lists no image
 VOC: an image without a class | Voc | prints 1 of 4 images have no class to score and are left out
 VOC: no list | Voc | val.txt is missing
@@ -612,6 +632,7 @@ COCO: a picture that is a number | Train coco:{}/coco | captions_val2017.json .*
 COCO: captions of an image that is true | Train coco:{}/coco | image_id of annotations.0. is True, not
 COCO: an image that is gone | Coco | \.jpg is missing
 COCO: a byte order mark | Coco | prints coco2017 clip: mIoU .* 4 images
+COCO: a list twice | Coco | not a complete COCO file: it has 'annotations' twice in one place
 COCO: half a file | Coco | not a complete COCO
 COCO: a file without images | Coco | not a complete COCO
 COCO: a list | Coco | instances_val2017.json is not a complete COCO
@@ -626,7 +647,8 @@ captions that are not UTF-8 | Train csv:{}/latin.csv | latin.csv is not UTF-8
 captions with a byte order mark | Train csv:{}/bom.csv | prints 2 pairs
 captions without columns | Train csv:{}/columns.csv | needs the columns filepath and title
 captions without pairs | Train csv:{}/none.csv | no image-caption pair
-captions of images that are gone | Train csv:{}/gone.csv | no image of .*gone.csv could be read
+captions of images that are gone | Train csv:{}/gone.csv | gone.csv could be read: line 2 names 'nowhere.png', where no file is
+captions by semicolons | Train csv:{}/semicolons.csv | by tabs or commas; name them so in its first line, which has filepath;title
 a caption longer than a field may be | Train csv:{}/huge.csv | prints 2 pairs
 captions with lone quotes | Train csv:{}/quotes.csv | prints 3 pairs
 an empty caption | Train csv:{}/empty.csv | prints 2 pairs.*1 of 3 pairs were skipped: 1 with an empty caption .line 3 of empty.csv
@@ -637,6 +659,7 @@ a pair over its shard | train web:{}/tar.safetensors {}/tar.safetensors | writte
 a pair over its network | train scenes:6 {}/other.safetensors --pretrained {}/other.safetensors | written over
 a pair over its mask | train scenes:6 {}/other.safetensors --pooling masked_max --mask-checkpoint {}/other.safetensors | written over
 a pair with a table's name | train csv:{}/good.csv {}/pair.csv | is a .safetensors file; name it pair.safetensors
+a pair with a name too long | train scenes:6 {}/{long}.safetensors | circle .*: the name is too long for a file; give a shorter one
 a pair with a folder's name | train csv:{}/good.csv {}/empty | empty is a folder
 pairs from nowhere | Train zip:{}/a.zip | names no image-caption pairs
 a count that is no number | Train scenes:many | scenes:many
@@ -653,6 +676,9 @@ a shard cut off | Train web:{}/cut.tar | cut.tar is not a whole tar file
 a shard cut between files | Train web:{}/ended.tar | ended.tar is not a whole tar file
 a key twice in a shard | Train web:{}/twice.tar | prints 4 pairs
 two pictures under one key | Train web:{}/both.tar | prints 2 pairs.*1 of 3 pairs were skipped: 1 with several pictures .3 of both
+a shard with more of each key | Train web:{}/more.tar | prints 2 pairs
+a shard with captions elsewhere | Train web:{}/cls.tar | 2 with an empty caption .*; of a shard .txt, or the field caption
+zeros in a shard | Train web:{}/zeros.tar | zeros.tar is not a whole tar file .another archive or more files behind zeros
 two shards in one file | Train web:{}/joined.tar | joined.tar is not a whole tar file .another archive
 a learning rate that is too large | Train scenes:8 --epochs 3 --lr 1e30 | training diverged in epoch .*; train with a smaller
 a shard cut off beside a whole one | Train web:{}/*.tar | prints 2 pairs.*cut.tar is not a whole tar

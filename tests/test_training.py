@@ -367,7 +367,11 @@ def test_a_csv_of_paths_and_captions(clip, tmp_path):
     ],
 )
 def test_captions_come_out_of_a_table_as_they_are(tmp_path, table, titles):
-    (tmp_path / "list.csv").write_bytes(table.encode()), (tmp_path / "b.jpg").touch()
+    (
+        (tmp_path / "list.csv").write_bytes(table.encode()),
+        (tmp_path / "b.jpg").touch(),
+        (tmp_path / "a.jpg").touch(),
+    )
     assert [title for _, title in CsvPairs(tmp_path / "list.csv").pairs] == titles
 
 

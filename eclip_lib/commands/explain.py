@@ -184,7 +184,7 @@ def run(
             _draw(view, places[path], about, bare, colormap, alpha)
             made[path] = places[path]
         if npz:
-            arrays |= view.arrays(os.fsencode(path).decode("utf-8", "replace"))
+            arrays |= view.arrays(os.fsencode(path).decode("utf-8", "backslashreplace"))
     if json and scores:
         every = {str(path): dict(zip(texts, scores[path], strict=True)) for path in paths if path in scores}
         files.write(json, files.as_json(every))
