@@ -117,12 +117,10 @@ def write(path, data: bytes | str):
 
 
 def set_aside(path) -> Path:
-    """Rename a file to the first free `path`.replaced-1, -2, … (of a long name the beginning) -> where it
-    lies then."""
+    """Rename a file to the first free `path`.replaced-1, -2, … (a long name is cut) -> where it lies."""
     for number in itertools.count(1):
         end = f".replaced-{number}"
-        short = os.fsencode(path.name)[: 255 - len(end)].decode("utf-8", "ignore")
-        kept = path.with_name(short + end)
+        kept = path.with_name(os.fsencode(path.name)[: 255 - len(end)].decode("utf-8", "ignore") + end)
         with suppress(FileExistsError):
             open(kept, "x").close()  # no other process takes this name
             return path.replace(kept)

@@ -183,6 +183,7 @@ WEIGHTS = {  # file name: what is saved in place of scenes-ViT-32's weights
     "more.pt": lambda state: {f"model.{k}": v for k, v in state.items()} | {"loss.scale": torch.ones(2)},
     "factor.pt": lambda state: state | {"logit_scale": torch.tensor(100.0)},
     "zero.pt": lambda state: {k: v * 0 for k, v in state.items()},
+    "large.pt": lambda state: state | {"visual.ln_post.weight": torch.full((128,), 3e38)},
     "hole.pt": lambda state: state | {"visual.proj": state["visual.proj"] * 0},
     "wrapped.pt": lambda state: {f"_orig_mod.{k}": v for k, v in state.items()} | state,
     "average.pt": lambda state: (
@@ -567,6 +568,7 @@ rows where a file is in the way | Evaluate --out {}/red.png | red.png is a file,
 a plan of a figure that is none | reproduce --dry-run --figure 0x | no notebook makes figure_0x
 weights that are all 0 | Explain --pretrained {}/zero.pt | zero.pt: all numbers are 0 in
 weights of which one is all 0 | Explain --pretrained {}/hole.pt | 0 in 1 of its 86 weights .visual.proj.; get the file again
+weights whose features overflow | Explain --pretrained {}/large.pt | a map is not of finite numbers: the network's weights
 weights in and out of a wrapper | Explain --pretrained {}/wrapped.pt | holds 86 weights twice, with and without a wrapper
 weights beside their average | Explain --pretrained {}/average.pt | prints out.png.*weights lie outside .* .ema_model.module
 two sets of weights alike | Explain --pretrained {}/alike.pt | holds several sets of weights alike: 0, 1; save the one
