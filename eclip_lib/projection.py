@@ -74,7 +74,9 @@ class Projection(nn.Module, ModelHubMixin):
         floats = all(tensor.is_floating_point() for tensor in tensors.values())
         if not (floats and all(tensor.isfinite().all() for tensor in pair.state_dict().values())):
             raise ValueError(f"{path}: weights that are not finite floats; train the pair again")
-        for size in (float(weight.double().norm()) for weight in (pair.image.weight, pair.text.weight)):
+        for size in (
+            float(weight.detach().double().norm()) for weight in (pair.image.weight, pair.text.weight)
+        ):
             if not 1e-6 < size < 1e6:  # cosines in float32 would vanish or overflow
                 said = f"{path}: weights of size {size:.3g}, which no training gives"
                 raise ValueError(f"{said}; train the pair again")

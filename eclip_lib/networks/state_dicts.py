@@ -203,9 +203,10 @@ def load_into(model, state, path, network):
 
 
 def _is_matrix(name, tensor):
-    """Whether a weight is a matrix that no training leaves at 0, as it may a token, a bias or positions."""
+    """Whether a weight is a matrix that no training leaves at 0, as it may a token, a bias, positions or what
+    is not trained (CoCa's decoder of captions, which no map reads)."""
     shape = sorted(tensor.shape)[-2:]
-    return len(shape) == 2 and shape[0] > 1 and not re.search("bias|pos|token$", name)
+    return len(shape) == 2 and shape[0] > 1 and not re.search("bias|pos|token$|^text_decoder", name)
 
 
 def _kind(tensor):
