@@ -117,9 +117,10 @@ def write(path, data: bytes | str):
 
 
 def set_aside(path) -> Path:
-    """Rename a file to the first free `path`.replaced-1, -2, … -> where it lies then."""
+    """Rename a file to the first free `path`.replaced-1, -2, … (a long name is cut) -> where it lies."""
     for number in itertools.count(1):
-        kept = path.with_name(f"{path.name}.replaced-{number}")
+        end = f".replaced-{number}"
+        kept = path.with_name(os.fsencode(path.name)[: 255 - len(end)].decode("utf-8", "ignore") + end)
         with suppress(FileExistsError):
             open(kept, "x").close()  # no other process takes this name
             return path.replace(kept)

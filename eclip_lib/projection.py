@@ -71,10 +71,15 @@ class Projection(nn.Module, ModelHubMixin):
         except Exception as error:
             said = f"{path} is not a projection pair written by Projection.save"
             raise ValueError(f"{said} ({str(error).splitlines()[0][:100]})") from error
-        if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in tensors.values()):
+        floats = all(tensor.is_floating_point() for tensor in tensors.values())
+        if not (floats and all(tensor.isfinite().all() for tensor in pair.state_dict().values())):
             raise ValueError(f"{path}: weights that are not finite floats; train the pair again")
-        if not (pair.image.weight.any() and pair.text.weight.any()):
-            raise ValueError(f"{path}: all weights of a projection are 0; train the pair again")
+        for size in (
+            float(weight.detach().double().norm()) for weight in (pair.image.weight, pair.text.weight)
+        ):
+            if not 1e-6 < size < 1e6:  # cosines in float32 would vanish or overflow
+                said = f"{path}: weights of size {size:.3g}, which no training gives"
+                raise ValueError(f"{said}; train the pair again")
         if clip is not None:
             pair.require_made_for(clip, path)
         return pair.requires_grad_(False)

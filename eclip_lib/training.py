@@ -1,5 +1,6 @@
 """Training a new pair of projections on cached features (§3.3, §4.1): Eq. 9, everything else locked."""
 
+import io
 import json
 import math
 import time
@@ -159,8 +160,9 @@ class _Training:
 
 def write_state(path, state):
     """Keep tensors and numbers in a file, atomically."""
-    with files.replacing(path) as partial:
-        torch.save(state, partial)
+    whole = io.BytesIO()
+    torch.save(state, whole)
+    files.write(path, whole.getvalue())
 
 
 def read_state(path, key):

@@ -160,6 +160,7 @@ TABLES = {  # file name: its content
     "columns.csv": b"file\ttext\nred.png\ta circle\n",
     "none.csv": b"filepath\ttitle\n",
     "gone.csv": b"filepath\ttitle\nnowhere.png\ta circle\n",
+    "semicolons.csv": b"filepath;title\nred.png;a circle\n",
     "good.csv": b"filepath,title\nred.png,a circle\nred.png,a square\n",
     "quotes.csv": b'filepath\ttitle\nred.png\t"a circle\nred.png\ta 5" square\nred.png\ta "red" star\n',
     "empty.csv": b"filepath\ttitle\nred.png\ta circle\nred.png\t \nred.png\ta star\n",
@@ -182,6 +183,15 @@ WEIGHTS = {  # file name: what is saved in place of scenes-ViT-32's weights
     "more.pt": lambda state: {f"model.{k}": v for k, v in state.items()} | {"loss.scale": torch.ones(2)},
     "factor.pt": lambda state: state | {"logit_scale": torch.tensor(100.0)},
     "zero.pt": lambda state: {k: v * 0 for k, v in state.items()},
+    "large.pt": lambda state: state | {"visual.ln_post.weight": torch.full((128,), 3e38)},
+    "hole.pt": lambda state: state | {"visual.proj": state["visual.proj"] * 0},
+    "wrapped.pt": lambda state: {f"_orig_mod.{k}": v for k, v in state.items()} | state,
+    "average.pt": lambda state: (
+        {f"model.{k}": v for k, v in state.items()}
+        | {f"ema_model.module.{k}": v * 0 for k, v in state.items()}
+        | {"ema_model.n_averaged": torch.ones(1)}
+    ),
+    "alike.pt": lambda state: {0: state, 1: {k: v + 0.01 for k, v in state.items()}},
     "small.pt": lambda state: eclip.load_clip("scenes-ViT-16").model.state_dict(),
 }
 
@@ -349,6 +359,9 @@ SPOILT = {  # name of a case: what is done to the place first
     "VOC: an image listed twice": lambda p: rewrite(p / LISTING, lambda t: t * 2),
     "VOC: a list with a byte order mark": lambda p: rewrite(p / LISTING, lambda t: "\ufeff" + t),
     "VOC: a list in UTF-16": lambda p: rewrite(p / LISTING, lambda t: t.encode("utf-16")),
+    "VOC: a list with a remark": lambda p: rewrite(p / LISTING, lambda t: "# mine\n" + t),
+    "VOC: a list with labels": lambda p: rewrite(p / LISTING, lambda t: t.replace("\n", "  1\n")),
+    "VOC: a list with DOS's last letter": lambda p: rewrite(p / LISTING, lambda t: t + "\x1a"),
     "VOC: an empty list": lambda p: (p / LISTING).write_text("\n"),
     "VOC: no list": lambda p: (p / LISTING).unlink(),
     "VOC: an image that is gone": lambda p: sorted((p / VOC / "JPEGImages").glob("*"))[0].unlink(),
@@ -394,6 +407,8 @@ SPOILT = {  # name of a case: what is done to the place first
     "statistics that are no numbers": lambda p: statistics(p, mean=[float("nan")] * 3, std=[0.5] * 3),
     "a pair of whole numbers": lambda p: pair(p, lambda tensor: (tensor * 100).to(torch.int8)),
     "a pair of nothing": lambda p: pair(p, torch.zeros_like),
+    "a pair beyond float32": lambda p: pair(p, lambda tensor: tensor.double() * 1e300),
+    "a pair whose cosines overflow": lambda p: pair(p, lambda tensor: tensor * 1e25),
     "a network with statistics of two channels": lambda p: statistics(p, mean=[0.5] * 2, std=[0.5] * 2),
     "COCO: run lengths that are none": first(segmentation={"size": SIZE, "counts": None}),
     "COCO: run lengths that are true": first(segmentation={"size": SIZE, "counts": [True, 224 * 224 - 1]}),
@@ -404,6 +419,7 @@ SPOILT = {  # name of a case: what is done to the place first
     "COCO: captions of an image that is true": lambda p: captions(p, image_id=True),
     "COCO: an image that is gone": lambda p: next(p.glob("coco/val2017/*.jpg")).unlink(),
     "COCO: a byte order mark": lambda p: rewrite(p / INSTANCES, lambda t: "\ufeff" + t),
+    "COCO: a list twice": lambda p: rewrite(p / INSTANCES, lambda t: t[:-1] + ', "annotations": []}'),
     "COCO: half a file": lambda p: rewrite(p / INSTANCES, lambda t: t[:500]),
     "COCO: a file without images": lambda p: coco(p, lambda a: a.pop("images") and None),
     "COCO: a list": lambda p: coco(p, lambda a: [a]),
@@ -435,6 +451,18 @@ SPOILT = {  # name of a case: what is done to the place first
         {f"{k}.{kind}": data for k in "123" for kind, data in (("jpg", JPEG), ("txt", b"a"))}
         | {"3.png": saved(RED, "PNG")},
     ),
+    "a shard with more of each key": lambda p: packed(
+        p / "more.tar",
+        {
+            f"{k}.{kind}": data
+            for k in "12"
+            for kind, data in (("jpg", JPEG), ("seg.png", b""), ("txt", b"a"))
+        },
+    ),
+    "a shard with captions elsewhere": lambda p: packed(
+        p / "cls.tar", {f"{k}.{kind}": data for k in "12" for kind, data in (("jpg", JPEG), ("cls", b"7"))}
+    ),
+    "zeros in a shard": lambda p: (p / "zeros.tar").write_bytes(bytes(512) + (p / "whole.tar").read_bytes()),
     "weights of which a shard is gone": lambda p: (p / "shards" / "1.safetensors").unlink(),
     "maps over another's arrays": lambda p: np.savez(p / "mine.npz", images=gradient, texts=gradient),
     "two shards in one file": lambda p: (p / "joined.tar").write_bytes(2 * (p / "whole.tar").read_bytes()),
@@ -496,7 +524,9 @@ a pair for a method without | Explain --projection {}/pair.safetensors | no othe
 a pair of another | Explain --network scenes-RN --method eclip --projection {}/pair.safetensors | made for
 a pair that is a checkpoint | Explain --method eclip --projection {}/nan.safetensors | is not a projection
 a pair of whole numbers | Explain --method eclip --projection {}/pair.safetensors | weights that are not finite floats
-a pair of nothing | Explain --method eclip --projection {}/pair.safetensors | all weights of a projection are 0
+a pair of nothing | Explain --method eclip --projection {}/pair.safetensors | weights of size 0, which no training gives
+a pair beyond float32 | Explain --method eclip --projection {}/pair.safetensors | weights that are not finite floats
+a pair whose cosines overflow | Explain --method eclip --projection {}/pair.safetensors | weights of size .*e\+25, which no training gives
 another input size | Explain --size 224x448 | prints out.png
 an input size that does not divide | Explain --size 225 | input of 225x225 does not divide into cells of 32x32
 an input size that is none | Explain --size big | --size is a side
@@ -536,7 +566,12 @@ weights that are a list | Explain --pretrained {}/list.pt | list.pt holds a list
 weights that are a note | Explain --pretrained {}/note.pt | note.pt holds no weights by name, but: epoch
 rows where a file is in the way | Evaluate --out {}/red.png | red.png is a file, so
 a plan of a figure that is none | reproduce --dry-run --figure 0x | no notebook makes figure_0x
-weights that are all 0 | Explain --pretrained {}/zero.pt | zero.pt: all of its weights are 0
+weights that are all 0 | Explain --pretrained {}/zero.pt | zero.pt: all numbers are 0 in
+weights of which one is all 0 | Explain --pretrained {}/hole.pt | 0 in 1 of its 86 weights .visual.proj.; get the file again
+weights whose features overflow | Explain --pretrained {}/large.pt | a map is not of finite numbers: the network's weights
+weights in and out of a wrapper | Explain --pretrained {}/wrapped.pt | holds 86 weights twice, with and without a wrapper
+weights beside their average | Explain --pretrained {}/average.pt | prints out.png.*weights lie outside .* .ema_model.module
+two sets of weights alike | Explain --pretrained {}/alike.pt | holds several sets of weights alike: 0, 1; save the one
 random weights by name | Explain --pretrained random | prints out.png
 workers below none | Evaluate --ray -1 | '--ray': Input should be greater than or equal to 0; see eclip evaluate --help
 a data set's name among others | data fetch gcc3m gcc4m --root {}/new | nothing known of 'gcc4m'; there are voc2012
@@ -561,6 +596,9 @@ VOC: a label out of range | Voc | label 21 is not one of
 VOC: an image listed twice | Voc | val.txt lists .* twice
 VOC: a list with a byte order mark | Voc | prints voc2012 clip: mIoU .* 4 images
 VOC: a list in UTF-16 | Voc | val.txt is not UTF-8
+VOC: a list with a remark | Voc | val.txt: '# mine' is not the id of an image; write one id a line
+VOC: a list with labels | Voc | val.txt: '.* 1' is not the id of an image; write one id a line
+VOC: a list with DOS's last letter | Voc | val.txt: '.x1a' is not the id of an image; write one id a line
 VOC: an empty list | Voc | val.txt lists no image
 VOC: an image without a class | Voc | prints 1 of 4 images have no class to score and are left out
 VOC: no list | Voc | val.txt is missing
@@ -601,6 +639,7 @@ COCO: a picture that is a number | Train coco:{}/coco | captions_val2017.json .*
 COCO: captions of an image that is true | Train coco:{}/coco | image_id of annotations.0. is True, not
 COCO: an image that is gone | Coco | \.jpg is missing
 COCO: a byte order mark | Coco | prints coco2017 clip: mIoU .* 4 images
+COCO: a list twice | Coco | not a complete COCO file: it has 'annotations' twice in one place
 COCO: half a file | Coco | not a complete COCO
 COCO: a file without images | Coco | not a complete COCO
 COCO: a list | Coco | instances_val2017.json is not a complete COCO
@@ -615,7 +654,8 @@ captions that are not UTF-8 | Train csv:{}/latin.csv | latin.csv is not UTF-8
 captions with a byte order mark | Train csv:{}/bom.csv | prints 2 pairs
 captions without columns | Train csv:{}/columns.csv | needs the columns filepath and title
 captions without pairs | Train csv:{}/none.csv | no image-caption pair
-captions of images that are gone | Train csv:{}/gone.csv | no image of .*gone.csv could be read
+captions of images that are gone | Train csv:{}/gone.csv | gone.csv could be read: line 2 names 'nowhere.png', where no file is
+captions by semicolons | Train csv:{}/semicolons.csv | by tabs or commas; name them so in its first line, which has filepath;title
 a caption longer than a field may be | Train csv:{}/huge.csv | prints 2 pairs
 captions with lone quotes | Train csv:{}/quotes.csv | prints 3 pairs
 an empty caption | Train csv:{}/empty.csv | prints 2 pairs.*1 of 3 pairs were skipped: 1 with an empty caption .line 3 of empty.csv
@@ -626,6 +666,7 @@ a pair over its shard | train web:{}/tar.safetensors {}/tar.safetensors | writte
 a pair over its network | train scenes:6 {}/other.safetensors --pretrained {}/other.safetensors | written over
 a pair over its mask | train scenes:6 {}/other.safetensors --pooling masked_max --mask-checkpoint {}/other.safetensors | written over
 a pair with a table's name | train csv:{}/good.csv {}/pair.csv | is a .safetensors file; name it pair.safetensors
+a pair with a name too long | train scenes:6 {}/{long}.safetensors | circle .*: the name is too long for a file; give a shorter one
 a pair with a folder's name | train csv:{}/good.csv {}/empty | empty is a folder
 pairs from nowhere | Train zip:{}/a.zip | names no image-caption pairs
 a count that is no number | Train scenes:many | scenes:many
@@ -642,6 +683,9 @@ a shard cut off | Train web:{}/cut.tar | cut.tar is not a whole tar file
 a shard cut between files | Train web:{}/ended.tar | ended.tar is not a whole tar file
 a key twice in a shard | Train web:{}/twice.tar | prints 4 pairs
 two pictures under one key | Train web:{}/both.tar | prints 2 pairs.*1 of 3 pairs were skipped: 1 with several pictures .3 of both
+a shard with more of each key | Train web:{}/more.tar | prints 2 pairs
+a shard with captions elsewhere | Train web:{}/cls.tar | 2 with an empty caption .*; of a shard .txt, or the field caption
+zeros in a shard | Train web:{}/zeros.tar | zeros.tar is not a whole tar file .another archive or more files behind zeros
 two shards in one file | Train web:{}/joined.tar | joined.tar is not a whole tar file .another archive
 a learning rate that is too large | Train scenes:8 --epochs 3 --lr 1e30 | training diverged in epoch .*; train with a smaller
 a shard cut off beside a whole one | Train web:{}/*.tar | prints 2 pairs.*cut.tar is not a whole tar

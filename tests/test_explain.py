@@ -144,6 +144,20 @@ def test_a_folder_and_a_glob_with_every_method(photos):
     assert len(list(out.iterdir())) == 2
 
 
+def test_overlays_beside_their_pictures_are_none_and_names_may_be_any(photos):
+    (
+        (photos / "photo0.jpg").rename(photos / "a\udce9.jpg"),
+        (photos / "photo1.jpg").rename(photos / "a\udcea.jpg"),
+    )
+    Image.open(photos / "a\udce9.jpg").save(photos / f"{'é' * 125}.jpg", "JPEG")
+    options = {"npz": photos / "m.npz", "method": "clip,rclip", "bare": True} | NETWORK
+    made = command.run(photos, TEXTS[:1], photos, **options)
+    with pytest.warns(UserWarning, match="left out, overlays of an earlier run: 6 files"):
+        assert command.run(photos, TEXTS[:1], photos, **options) == made
+    assert len(list(photos.glob("*.png"))) == 6
+    assert len(np.load(photos / "m.npz")) == 13
+
+
 def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 

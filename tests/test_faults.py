@@ -280,6 +280,8 @@ def test_a_name_is_set_aside_under_a_name_that_nobody_has(tmp_path):
         files.set_aside(tmp_path / "a")
     kept = {path.name: path.read_text() for path in tmp_path.iterdir() if path.exists()}
     assert kept == {"a.replaced-1": "mine", "a.replaced-3": "one", "a.replaced-4": "two"}
+    files.write(tmp_path / ("é" * 127), "long")
+    assert files.set_aside(tmp_path / ("é" * 127)).name == "é" * 122 + ".replaced-1"
 
 
 def test_the_same_seed_gives_the_same_numbers(tmp_path):

@@ -22,7 +22,8 @@ from tqdm import auto, std
 
 import eclip_lib as eclip
 from eclip_lib import feature_cache as caching
-from eclip_lib import files, training
+from eclip_lib import files, training, viewer
+from eclip_lib.commands import explain
 from eclip_lib.commands.pairs import fitting
 from eclip_lib.datasets.image_text import CocoPairs, CsvPairs, ScenePairs, WebPairs, load_pairs
 from eclip_lib.datasets.pair_views import augmentation
@@ -252,13 +253,26 @@ def test_a_killed_pass_resumes_to_the_same_bytes(clip, tmp_path):
     assert content(again) == content(whole)
 
 
-def test_a_full_disk_is_one_clear_sentence(tmp_path):
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+VIEW = viewer.View(NOISE, ["a circle"], torch.ones(1), {"clip": torch.rand(1, 2, 2)})
+WRITERS = {  # file name: what writes more than 1000 bytes
+    "bytes": lambda path: files.write(path, b"x" * 5000),
+    "state.pt": lambda path: training.write_state(path, {"key": torch.zeros(5000)}),
+    "maps.npz": lambda path: explain.write_npz(path, {"map": np.random.rand(5000)}),
+    "bare.jpg": lambda path: explain._draw(VIEW, [path], {}, True, "jet", 0.5),
+    "sheet.jpg": lambda path: explain._draw(VIEW, [path], {}, False, "jet", 0.5),
+    "sheet.pdf": lambda path: explain._draw(VIEW, [path], {}, False, "jet", 0.5),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_one_clear_sentence(tmp_path, name):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        with pytest.raises(OSError, match="free some space and run again"):
-            files.write(tmp_path / "00000.safetensors", b"x" * 5000)
+        with pytest.raises(OSError, match=f"no room for {name} .* free some space and run again"):
+            WRITERS[name](tmp_path / name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -347,12 +361,17 @@ def test_a_csv_of_paths_and_captions(clip, tmp_path):
             ["a\u2028line\x0bor\x85two", "b"],
         ),
         ('filepath,title\na.jpg,"one\ntwo"\n', ["one\ntwo"]),
+        ('filepath,title\na.jpg,"one\ntwo, on grey"\n', ["one\ntwo, on grey"]),
         ('filepath,title\na.jpg,"hello\nb.jpg,bye"\n', ['"hello', 'bye"']),
         ("filepath,title\na.jpg," + "x" * 200_000 + "\n", ["x" * 200_000]),
     ],
 )
 def test_captions_come_out_of_a_table_as_they_are(tmp_path, table, titles):
-    (tmp_path / "list.csv").write_bytes(table.encode())
+    (
+        (tmp_path / "list.csv").write_bytes(table.encode()),
+        (tmp_path / "b.jpg").touch(),
+        (tmp_path / "a.jpg").touch(),
+    )
     assert [title for _, title in CsvPairs(tmp_path / "list.csv").pairs] == titles
 
 
@@ -360,6 +379,8 @@ def test_mistakes_in_a_table_name_its_line(tmp_path):
     for table, words in [
         ("filepath,title,title\na.jpg,a,b\n", "once each"),
         ("filepath,title\n\na.jpg,a,b\n", "line 3: 3 fields, not 2"),
+        ('filepath,title\na.jpg,"one\ntwo, grey"\na.jpg,5" nail\na.jpg,"6" nail\n', "line 2: a quote opens"),
+        ("sep=;\nfilepath;title\n", "by tabs or commas; name them so in its first line, which has sep=;"),
     ]:
         (tmp_path / "list.csv").write_text(table)
         with pytest.raises(ValueError, match=words):

@@ -1,5 +1,6 @@
 """`eclip explain`: maps of your own pictures for your own texts."""
 
+import io
 import itertools
 import os
 import warnings
@@ -28,10 +29,12 @@ DRAWN_BY = (*MAPPED_BY, "plots.py", "viewer.py", "commands/explain.py")
 
 def write_npz(path, arrays):
     """np.savez_compressed, which takes no array called "file"."""
-    with files.replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array)
+    files.write(path, whole.getvalue())
 
 
 # ---------------------------------------------------------------------- overlays
@@ -65,13 +68,13 @@ def _draw(view, places, about, bare, colormap, alpha):
     about = {"Software": MARK, NOTE: dumps(about)}
     for place, heat in zip(places, itertools.chain(*view.maps.values()) if bare else [None], strict=True):
         kind = place.suffix.lstrip(".").lower().replace("jpg", "jpeg")
-        marked = _marked(kind, about)
-        with files.replacing(place) as partial:
-            if bare:
-                blended = plots.blended(view.image, heat, colormap, alpha)
-                blended.save(partial, kind, quality=95, **marked["pil_kwargs"])
-            else:
-                view.save(partial, kind, colormap, alpha, **marked)
+        marked, drawn = _marked(kind, about), io.BytesIO()  # Pillow takes a full disk for a written file
+        if bare:
+            blended = plots.blended(view.image, heat, colormap, alpha)
+            blended.save(drawn, kind, quality=95, **marked["pil_kwargs"])
+        else:
+            view.save(drawn, kind, colormap, alpha, **marked)
+        files.write(place, drawn.getvalue())
 
 
 def require_texts(texts):
@@ -181,7 +184,7 @@ def run(
             _draw(view, places[path], about, bare, colormap, alpha)
             made[path] = places[path]
         if npz:
-            arrays |= view.arrays(os.fsencode(path).decode("utf-8", "replace"))
+            arrays |= view.arrays(os.fsencode(path).decode("utf-8", "backslashreplace"))
     if json and scores:
         every = {str(path): dict(zip(texts, scores[path], strict=True)) for path in paths if path in scores}
         files.write(json, files.as_json(every))

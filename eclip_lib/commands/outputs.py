@@ -29,7 +29,7 @@ KNOWN = {*SUFFIXES, *(f".{kind}" for kind in (*PICTURES, *_OTHERS))}
 def named(word, *kinds) -> Path:
     """The path of a file that a user wants written. Raises ValueError where its suffix is none of `kinds`."""
     path = files.place(word)
-    if path.is_dir():
+    if os.path.isdir(path):  # False for what no file can be called
         raise ValueError(f"{path} is a folder; name a file in it, like {path / f'out{kinds[0]}'}")
     if path.suffix.lower() not in kinds:
         raise ValueError(f"{path}: what is written there is a {kinds[0]} file; name it {path.stem}{kinds[0]}")
@@ -39,7 +39,7 @@ def named(word, *kinds) -> Path:
 def folder(word) -> Path:
     """The path of a folder that a user wants filled. Raises ValueError where it ends like a file."""
     path = files.place(word)
-    if not path.exists() and path.suffix.lower() in KNOWN:
+    if not os.path.exists(path) and path.suffix.lower() in KNOWN:
         raise ValueError(f"{path} ends like a file, but is to be a folder; name it {path.stem}")
     return path
 
@@ -80,7 +80,7 @@ def require_free(outputs, inputs=()):
         if output := there.get(_node(path)):
             raise ValueError(f"{output} is an input and would be written over; name another output")
     for path, (_, mark) in zip(outputs, marked, strict=True):
-        if not _bears(path, mark):
+        if path.is_file() and path.stat().st_size and not bears(path, mark):
             said = f"{path} is there, is not of this command and would be written over"
             raise ValueError(f"{said}; name another place")
     for output in outputs:
@@ -101,10 +101,8 @@ def require_run(folder, outputs):
         raise ValueError(f"{said}; name another --out")
 
 
-def _bears(path, mark):
-    """Whether a file bears a mark, or there is nothing to lose."""
-    if not path.is_file() or not path.stat().st_size:
-        return True
+def bears(path, mark):
+    """Whether a file that is not empty bears a mark."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return bool(re.search(mark.encode(), content))
 

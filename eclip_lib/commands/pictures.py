@@ -15,8 +15,8 @@ WRITABLE = (*PIXELS, ".pdf", ".svg")
 
 
 def pictures(photo):
-    """A file, a folder or a glob -> sorted list of image files. Warns of files in it that are none; raises
-    FileNotFoundError."""
+    """A file, a folder or a glob -> sorted list of image files. Warns of files in it that are none, or
+    overlays of this command; raises FileNotFoundError."""
     path = files.place(photo)
     if path.is_file():
         return [path]
@@ -27,25 +27,45 @@ def pictures(photo):
     if others:
         said = f"left out, no pictures by their names or what they lead to: {len(others)} files"
         warnings.warn(f"{said} ({files.few(others)})", stacklevel=2)
+    own = [p for p in good if _is_overlay(p)]
+    if own:
+        said = f"left out, overlays of an earlier run: {len(own)} files"
+        warnings.warn(f"{said} ({files.few([p.name for p in own])})", stacklevel=2)
+    good = [p for p in good if p not in own]
     if not good:
         kinds = ", ".join(PICTURES)
         raise FileNotFoundError(f"no picture at {photo} (a file, a folder or a glob of {kinds})")
     return good
 
 
+def _is_overlay(path):
+    try:
+        return path.stat().st_size > 0 and outputs.bears(path, outputs.OVERLAY)
+    except OSError:  # whoever reads it says so
+        return False
+
+
 def targets(paths, out, kinds=WRITABLE, parts=("",)):
     """Where each picture's overlays go -> {picture: [a target for each of `parts`, the ends of their
     names]}. `out`: a file, or a folder for several."""
     out = files.place(out)
-    if not out.is_dir() and out.suffix.lower() in outputs.KNOWN:
+    if not os.path.isdir(out) and out.suffix.lower() in outputs.KNOWN:
         out = outputs.named(out, *kinds)
-    is_file = out.suffix.lower() in WRITABLE and not out.is_dir()
+    is_file = out.suffix.lower() in WRITABLE and not os.path.isdir(out)
     if is_file and len(paths) == 1 == len(parts) and out != DEFAULT:
         return {paths[0]: [out]}
     stem, folder, suffix = (f"{out.stem}-", out.parent, out.suffix) if is_file else ("", out, ".png")
     words = [out.stem] if is_file and len(paths) == 1 else [f"{stem}{word}" for word in _words(paths)]
-    places = [[folder / f"{word}{part}{suffix}" for part in parts] for word in words]
+    places = [[folder / _name(word, f"{part}{suffix}") for part in parts] for word in words]
     return dict(zip(paths, places, strict=True))
+
+
+def _name(word, end):
+    """A file's name of at most 255 bytes; a long word is cut and told by its digest."""
+    room, whole = 255 - len(os.fsencode(end)), os.fsencode(word)
+    if len(whole) > room:
+        word = f"{whole[: room - 17].decode('utf-8', 'ignore')}-{files.digest(whole)}"
+    return word + end
 
 
 def _words(paths):

@@ -45,11 +45,19 @@ def _incomplete(path, problem):
     return ValueError(f"{path} is not a complete COCO file: {problem}; download it again")
 
 
+def _once(pairs):
+    """A JSON object. Raises ValueError where it has a name twice, of which json takes the last."""
+    if len(found := dict(pairs)) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"it has {files.few([twice])!r} twice in one place")
+    return found
+
+
 def read_annotations(path, needs):
     """A COCO annotation file -> its dictionary. needs: {list in it: the `FIELDS` of each of its entries}.
     Raises ValueError that names what is not there, or not as it must be."""
     try:
-        document = json.loads(path.read_bytes())  # of any Unicode encoding
+        document = json.loads(path.read_bytes(), object_pairs_hook=_once)  # of any Unicode encoding
     except (ValueError, RecursionError) as error:
         raise _incomplete(path, error) from error
     for key, fields in needs.items():

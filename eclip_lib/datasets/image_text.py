@@ -168,6 +168,10 @@ class CsvPairs(_Listed):
     def __init__(self, path, size=1000):
         table = rows(Path(path))
         pairs = [(str(Path(path).parent / row["filepath"]), row["title"].strip()) for _, row in table]
+        if table and not any(os.path.isfile(picture) for picture, _ in pairs):
+            said = f"no image of {path} could be read: line {table[0][0]} names"
+            said += f" {files.few([table[0][1]['filepath']])!r}, where no file is"
+            raise FileNotFoundError(f"{said}; write paths of this machine, from the table's folder on")
         self._take(pairs, [line for line, _ in table], {"source": "csv", "path": str(path)}, size)
 
     def place(self, part, key):

@@ -11,6 +11,9 @@ from torch.utils.data import Dataset
 
 from .. import files
 
+EMPTY = "with an empty caption"
+CAPTIONS = "of a shard .txt, or the field caption of .json, is read"
+
 
 def augmentation(clip, kind="deit"):
     """PIL -> float32 [3, S, S], CLIP's normalisation. "deit": timm's DeiT recipe (random resized crop, flip,
@@ -91,7 +94,8 @@ class LeftOut:
     @property
     def worst(self):
         """The most frequent reason, in words."""
-        return self._told(max(self.reasons, key=lambda reason: self.reasons[reason]["count"]))
+        reason = max(self.reasons, key=lambda reason: self.reasons[reason]["count"])
+        return self._told(reason) + (f"; {CAPTIONS}" if reason == EMPTY else "")
 
     def _told(self, reason):
         found = self.reasons[reason]
@@ -112,7 +116,7 @@ def usable(items, left_out):
         elif caption is None:
             left_out.add("with a caption that is not UTF-8", key)
         elif not caption:
-            left_out.add("with an empty caption", key)
+            left_out.add(EMPTY, key)
         else:
             good.append((key, payload, caption))
     return good

@@ -19,30 +19,38 @@ PICTURES = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "
 
 
 def samples(path):
-    """(key, {suffix: bytes}) of a tar's files that share all but their last suffix, which stand together.
-    Raises ValueError where the tar is damaged or cut off."""
+    """(key, {suffix: bytes}) of a tar's files that share all but their last suffix, which stand together; a
+    file between them may say more of the same key ("1.seg.png" beside "1.png"). Raises ValueError where the
+    tar is damaged or cut off."""
     try:
         with tarfile.open(path) as tar:
-            key, sample = None, {}
+            key, sample, between = None, {}, {}
             for member in tar:
                 if not member.isfile() or Path(member.name).name.startswith("._"):
                     continue
                 stem, _, suffix = member.name.rpartition(".")
                 stem = stem or member.name
                 suffix = suffix.lower()
+                if sample and stem.startswith(f"{key}."):
+                    between.setdefault(stem, {})[suffix] = tar.extractfile(member).read()
+                    continue
                 if sample and (stem != key or suffix in sample):  # one key twice is two samples
-                    yield key, sample
-                    sample = {}
+                    yield from [(key, sample), *filter(_has_caption, between.items())]
+                    sample, between = {}, {}
                 key = stem
                 sample[suffix] = tar.extractfile(member).read()
             _require_end(tar)
             if sample:
-                yield key, sample
+                yield from [(key, sample), *filter(_has_caption, between.items())]
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         if isinstance(error, FileNotFoundError):
             raise
         reason = str(error).partition(":")[0]  # tarfile goes on with every compression that it tried
         raise ValueError(f"{path} is not a whole tar file ({reason}); get it again or remove it") from error
+
+
+def _has_caption(named):
+    return not {"txt", "json"}.isdisjoint(named[1])
 
 
 def _require_end(tar):
@@ -53,7 +61,7 @@ def _require_end(tar):
         raise tarfile.ReadError("it ends in the middle")
     while block := tar.fileobj.read(2**20):
         if block.strip(b"\0"):
-            raise tarfile.ReadError("another archive follows its end")
+            raise tarfile.ReadError("another archive or more files behind zeros follow its end")
 
 
 def caption(sample):

@@ -36,7 +36,11 @@ class VOC2012(Dataset):
         self.images = require(base / "JPEGImages", self.name, LAYOUT)
         self.labels = require(base / "SegmentationClass", self.name, LAYOUT)
         listing = require(base / "ImageSets" / "Segmentation" / "val.txt", self.name, LAYOUT)
-        self.items = files.read_text(listing).split()
+        self.items = [line.strip() for line in files.read_text(listing).splitlines() if line.strip()]
+        for item in self.items:
+            if item[0] == "#" or len(item.split()) > 1 or not item.isprintable():
+                said = f"{listing}: {files.few([item])!r} is not the id of an image"
+                raise ValueError(f"{said}; write one id a line, and nothing else")
         if not self.items:
             raise ValueError(f"{self.name}: {listing} lists no image")
         twice = [item for item, count in Counter(self.items).items() if count > 1]

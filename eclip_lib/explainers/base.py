@@ -151,6 +151,10 @@ def _prepared(clip, images):
 
 
 def every_map(explain: Callable, shared: Shared, text: torch.Tensor) -> torch.Tensor:
-    """The maps of every image and text, before Eq. 5 -> [B, T, h, w]."""
+    """The maps of every image and text, before Eq. 5 -> [B, T, h, w]. Raises ValueError where one is not
+    finite."""
     cells = maps(explain, shared.images, text, every_pair(shared.images, text), shared)
+    if not cells.isfinite().all():
+        said = "a map is not of finite numbers: the network's weights or the pair's are damaged"
+        raise ValueError(f"{said}, or too large for float32; get them again")
     return cells.unflatten(0, (len(shared.images), len(text)))

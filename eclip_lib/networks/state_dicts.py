@@ -5,6 +5,7 @@ import argparse
 import re
 import warnings
 import zipfile
+from collections import Counter
 
 import torch
 from safetensors.torch import load_file
@@ -31,7 +32,11 @@ def read_checkpoint(path):
     state = {}
     for part in _parts(path):
         state |= _weights_of(_document(part), part)
-    state = _without_prefixes({WRAPPERS.sub("", name): tensor for name, tensor in state.items()}, path)
+    bare = [WRAPPERS.sub("", name) for name in state]
+    if twice := [name for name, count in Counter(bare).items() if count > 1]:
+        said = f"{path} holds {len(twice)} weights twice, with and without a wrapper of torch's"
+        raise ValueError(f"{said} ({files.few(twice)}); save the model's state_dict again")
+    state = _without_prefixes(dict(zip(bare, state.values(), strict=True)), path)
     stamps = [state.pop(name, None) for name in STAMPS]
     state.pop("attn_mask", None)
     plain = {name: _is_plain(tensor) for name, tensor in state.items()}
@@ -130,6 +135,10 @@ def _weights_of(document, path):
         raise ValueError(f"{path} holds no weights by name, but: {held}; save the model's state_dict")
     rank = {name: k for k, name in enumerate([*CONTAINERS, ""])}
     best = min(found, key=lambda place: (rank.get(place, len(rank)), -len(found[place])))
+    alike = [place for place in found if place not in rank and len(found[place]) == len(found[best])]
+    if best in alike and len(alike) > 1:
+        said = f"{path} holds several sets of weights alike: {files.few(sorted(alike))}"
+        raise ValueError(f"{said}; save the one that is meant alone")
     if others := [place for place in found if place and place != best]:
         warnings.warn(
             f"{path.name} holds several sets of weights: {best or 'those outside'} are read, not "
@@ -150,10 +159,15 @@ def _states(document, place="", depth=4):
 
 
 def _without_prefixes(state, path):
-    """Names as the model has them: a prefix that most of them share is taken off, and what does not share it
-    is no part of it, which is said."""
+    """Names as the model has them: a prefix that as many of them share as any other is taken off, and what
+    does not share it is no part of it, which is said."""
     others = []
-    most = lambda p: sum(name.startswith(p) for name in state) > len(state) / 2  # noqa: E731
+
+    def most(prefix):
+        shared = Counter(name.partition(".")[0] + "." for name in state)
+        # an average of the weights counts its steps beside them
+        return shared[prefix] > 1 and shared[prefix] >= 0.9 * max(shared.values())
+
     while prefix := next(filter(most, PREFIXES), None):
         others += [name for name in state if not name.startswith(prefix)]
         state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
@@ -171,8 +185,9 @@ def load_into(model, state, path, network):
     extra = [name for name in state if name not in expected]
     other = [name for name in expected if name in state and _kind(state[name]) != _kind(expected[name])]
     if not (missing or extra or other):
-        if not any(tensor.any() for tensor in state.values()):
-            raise ValueError(f"{path}: all of its weights are 0; get the file again")
+        if empty := [name for name, tensor in state.items() if _is_matrix(name, tensor) and not tensor.any()]:
+            said = f"{path}: all numbers are 0 in {len(empty)} of its {len(state)} weights"
+            raise ValueError(f"{said} ({files.few(empty)}); get the file again")
         model.load_state_dict(state)
         return
     problems = [
@@ -185,6 +200,13 @@ def load_into(model, state, path, network):
     raise ValueError(
         f"{path} does not fit {network}: {', '.join(problems)}; is it of another network, or a part of one?"
     )
+
+
+def _is_matrix(name, tensor):
+    """Whether a weight is a matrix that no training leaves at 0, as it may a token, a bias, positions or what
+    is not trained (CoCa's decoder of captions, which no map reads)."""
+    shape = sorted(tensor.shape)[-2:]
+    return len(shape) == 2 and shape[0] > 1 and not re.search("bias|pos|token$|^text_decoder", name)
 
 
 def _kind(tensor):
