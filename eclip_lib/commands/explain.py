@@ -109,6 +109,8 @@ def open_methods(network, methods, pretrained="default", projection=None, **opti
         require(method)
     clip = load_clip(network, pretrained, **options)
     pair = viewer.pair_of(clip, projection) if "eclip" in methods else None
+    if clip.pretrained == "random":
+        warnings.warn("random weights: a map of theirs tests the program and means nothing", stacklevel=2)
     explainers, refused = viewer.fitting(clip, methods, pair)
     if refused:
         raise ValueError("; ".join(refused.values()))

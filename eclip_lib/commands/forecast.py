@@ -100,7 +100,8 @@ def plan(run):
         stored = pairs * bytes_of_a_pair(network, masks)
         features.append(stored)
         each = passes[kinds.get(network, "others")] + (network in run.scratch)
-        each += 2 * len(run.replicates.get(network, ()))  # by 01 and 08
+        again = len(run.replicates.get(network, ()))  # by 01, and of ViTs by 08 in place of its one
+        each += again + (again - 1 if again and is_vit(network) else 0)
         line(network, encoder_flops(network), each * seen, own, count, flops + text, stored + kept)
     if pairs:
         looks = views * pairs * len(run.masks)
@@ -186,8 +187,10 @@ def as_text(run, device="cpu"):
     whole = dict.fromkeys(("image passes", "pair passes", "trainings"), "{:,.0f}".format)
     parts = ["\n".join(said), table.round(2).to_string(index=False, formatters=whole)]
     if minutes is not None and not device.startswith("cuda"):
-        here, total = cores(), minutes["minutes"].sum()
-        last = f"together {total:.0f} minutes on one core; {total / here:.0f} on the {here} here, if free"
+        total, longest = minutes["minutes"].sum(), minutes["minutes"].max()
+        last = f"together {total:.0f} minutes on one core"
+        if cores() > 1:
+            last += f"; {max(longest, total / 2):.0f} with two notebooks at a time, as here"
         parts.append("minutes of one core, measured at random weights on the machine of results/benchmarks:")
         parts.append(minutes.round(0).to_string(index=False) + "\n" + last)
     things = status(run)

@@ -1,11 +1,12 @@
 """`eclip evaluate`: one method over a profile's networks and datasets."""
 
+import warnings
 from functools import partial
 
 from .. import files
 from ..evaluation import MORE, evaluate, summarize
 from ..experiment import load_profile
-from ..explainers import explainer
+from ..explainers import explainer, named
 from ..networks.checkpoints import files_of
 from . import cluster, outputs
 
@@ -18,6 +19,8 @@ SAID = {  # the measures by name, in the order of a line: {what it is called: it
     "faithfulness": {"deletion": "deletion", "insertion": "insertion"},
     "road": {"ROAD": "road"},
 }
+# reversed cosines, maps scaled each by itself, no text: nothing that an argmax over texts could compare
+APART = ("rclip", "grad_cam", "bi_model", "legrad", "grad_eclip", "rollout")
 
 
 def measure(
@@ -31,6 +34,9 @@ def measure(
     asked = files.names(measures, "--measures")
     if unknown := set(asked) - set(SAID):
         raise ValueError(f"--measures: no {files.few(sorted(unknown))}; there are {', '.join(SAID)}")
+    if {"argmax", "argmax_background"} & set(asked) and method in APART:
+        said = f"{named(method)} does not compare texts at a pixel, so its argmax means little"
+        warnings.warn(f"{said}, see docs/measures.md", stacklevel=2)
     if (slide or ensemble) and not {"argmax", "argmax_background"} & set(asked):
         raise ValueError("--slide and --ensemble are for argmax; add it to --measures")
     options = {"measures": [name for name in MORE if name in asked], "slide": slide, "ensemble": ensemble}
