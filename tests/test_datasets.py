@@ -96,7 +96,7 @@ def test_real_voc_sample(samples):
 
 def test_a_pair_has_a_key_that_seeds_and_a_place_for_readers(tmp_path):
     table = tmp_path / "list.csv"
-    table.write_text('filepath,title\na.png,"one\nand more"\nb.png,two\n')
+    table.write_text('filepath,title\na.png,"one\nand more"\nb.png,two\n'), (tmp_path / "b.png").touch()
     source = load_pairs(f"csv:{table}")
     assert [key for key, *_ in source.read(source.parts[0])] == ["000000000", "000000001"]
     assert source.place(source.parts[0], "000000001") == "line 4 of list.csv"
