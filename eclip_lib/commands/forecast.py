@@ -11,7 +11,7 @@ from ..datasets import load_dataset
 from ..datasets.image_text import load_pairs
 from ..datasets.tars import count_keys
 from ..experiment import load_profile
-from ..files import REPOSITORY, cores
+from ..files import REPOSITORY
 from ..networks import checkpoints, demo
 from ..networks.clip import own_weights
 from ..networks.loading import empty_clip, is_vit, pools
@@ -149,11 +149,10 @@ def core_minutes(run):
     where they were not measured for it."""
     if not SECONDS.exists() or run.networks != ["ViT-B-32"]:
         return None
-    table = pd.read_csv(SECONDS)
-    table = table[table["notebook"].isin([path.stem for path in notebooks(run)])]
+    table = pd.read_csv(SECONDS).set_index("notebook").reindex([path.stem for path in notebooks(run)])
     images, few = (sum(min(_length(run, name), most) for name in run.datasets) for most in (10**9, FEW))
     seconds = table["seconds"] + table["seconds_image"] * images + table["seconds_few"] * few
-    return table[["notebook"]].assign(minutes=seconds / 60)
+    return (seconds / 60).rename("minutes").reset_index()
 
 
 def dry_run(profile, wanted=(), **settings):
@@ -188,11 +187,9 @@ def as_text(run, device="cpu"):
     parts = ["\n".join(said), table.round(2).to_string(index=False, formatters=whole)]
     if minutes is not None and not device.startswith("cuda"):
         total, longest = minutes["minutes"].sum(), minutes["minutes"].max()
-        last = f"together {total:.0f} minutes on one core"
-        if cores() > 1:
-            last += f"; {max(longest, total / 2):.0f} with two notebooks at a time, as here"
+        last = f"together {total:.0f} minutes on one core; {max(longest, total / 2):.0f} with two at a time"
         parts.append("minutes of one core, measured at random weights on the machine of results/benchmarks:")
-        parts.append(minutes.round(0).to_string(index=False) + "\n" + last)
+        parts.append(minutes.round(0).to_string(index=False, na_rep="not measured") + "\n" + last)
     things = status(run)
     missing = things[~things["state"].str.startswith("present")]
     table = [] if missing.empty else [missing[["part", "state", "size", "how"]].to_string(index=False)]
