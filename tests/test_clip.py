@@ -317,6 +317,11 @@ def test_another_image_encoder_beside_clips_text():
     torch.testing.assert_close(other.encode_text(TEXTS), clip.encode_text(TEXTS))
     assert features.grid == (14, 14) and other.network == "scenes-ViT-32 with vit_tiny_patch16_224"
     assert other.identity == own | {"network": other.network, "backbone": files.digest(model)}
+    pools = [
+        eclip.load_clip(f"scenes-ViT-32-{pool}", None).identity.get("pool")
+        for pool in ("token", "average", "max")
+    ]
+    assert pools == [None, "avg", "max"]
     assert clip.identity == own and clip.backbone is None and clip.encode_image(images).grid == (7, 7)
     assert not other.is_vit and other.pools == "tokens"
 

@@ -106,7 +106,7 @@ class Clip:
         quick = any(isinstance(module, open_clip.transformer.QuickGELU) for module in self.model.modules())
         about |= {"quick_gelu": quick, "input": list(self.size), "precision": self.precision}
         about["statistics"] = [list(values) for values in self.statistics]
-        if not self.is_vit and (pool := getattr(self.model.visual, "pool_type", None)):
+        if (pool := getattr(self.model.visual, "pool_type", "tok")) != "tok":
             about["pool"] = pool  # decides the pooled feature, and is no weight
         return about if self.backbone is None else about | {"backbone": files.digest(self.backbone)}
 
