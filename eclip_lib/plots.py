@@ -73,8 +73,8 @@ def blended(image, heat, cmap=None, alpha=ALPHA):
 
 def sheet(rows, columns, names=None, cmap=None, size=1.5, alpha=ALPHA):
     """A sheet of overlays with a colour bar. rows: a list of (image, or one image a column; panels, one a
-    column: None, a mask, a map, or `judged`); columns: their titles, or a list of them for every row; names: a
-    label for each row. Returns the figure."""
+    column: None, a mask, a map, or `judged`); columns: their titles, or a list of them for every row; names:
+    a label for each row. Returns the figure."""
     titles = columns if isinstance(columns[0], list) else [columns]
     shape = len(rows), len(titles[0])
     images = [[image] if not isinstance(image, list) else image for image, _ in rows]

@@ -57,7 +57,8 @@ def _measures(rows):
 
 
 def wide(means, measures):
-    """A long table as one reads it: a row a dataset and pool, the measures side by side, how many trainings."""
+    """A long table as one reads it: a row a dataset and pool, the measures side by side, how many
+    trainings."""
     part = means[means["measure"].isin(measures)]
     index = ["dataset", "pool", "trainings"]
     return part.pivot_table(index=index, columns="measure", values="value", sort=False)[measures]
@@ -137,7 +138,8 @@ def _conclusions(means, gains):
         yield "So what is pooled in training decides the sign of the map here."
     others = {*signs} - {USUAL, LONGER}
     if will := [pool for pool in which["opposite"] if pool in others]:
-        yield f"So an opposite map does not need the class token as the image feature: {', '.join(will)} will do."
+        said = "So an opposite map does not need the class token as the image feature"
+        yield f"{said}: {', '.join(will)} will do."
     elif USUAL in which["opposite"] and others and others <= {*which["as one expects"]}:
         yield "So the class token as the image feature in training is what makes the map opposite here."
     elif not both:

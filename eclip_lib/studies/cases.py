@@ -124,8 +124,8 @@ def _drop(read, table):
 
 
 def _max_from_scratch(read):
-    """mAP that CLIPs of a network of this run lose where they are trained with max pooling (notebook 08), against
-    those trained with the class token, less 10 points."""
+    """mAP that CLIPs of a network of this run lose where they are trained with max pooling (notebook 08),
+    against those trained with the class token, less 10 points."""
     table = _rows(read("causes_pooling_gains"), {"pool": "max", "measure": "mAP"})
     table = table[table["network"].isin(read("table_4")["network"])]
     ends = -10 - table[["value", "value_high", "value_low"]]
@@ -134,7 +134,8 @@ def _max_from_scratch(read):
 
 
 def _output(read, method):
-    """mIoU that a method loses from the coarse to the fine ViT of Table 2, less what ECLIP's trainings lose."""
+    """mIoU that a method loses from the coarse to the fine ViT of Table 2, less what ECLIP's trainings
+    lose."""
     other = _rows(read("table_2"), {"method": method}).dropna(subset="mIoU_low")
     grids = read("figure_11").sort_values("grid")["network"].unique()
     lines, networks, pairs = [], [n for n in grids if n in set(other["network"])], _chosen(read)

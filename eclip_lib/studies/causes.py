@@ -141,7 +141,8 @@ def what_in_words(what):
 
 
 def _so(part):
-    """What follows of a network whose map is opposite; of a good map absent classes are low on objects too."""
+    """What follows of a network whose map is opposite; of a good map absent classes are low on objects
+    too."""
     opposite, absent, text = (part[f"{column}_high"] < 0 for column in ("own", "absent", "text"))
     if not opposite.all():
         return "Its map is not opposite in every training." if opposite.any() else "Its map is not opposite."

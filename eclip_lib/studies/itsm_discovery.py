@@ -60,8 +60,8 @@ def training_table(run):
 
 
 def over_clips(trainings):
-    """Mean over trainings, of CLIP or of a pair, with its 95 % interval by Student's t, for mIoU and mSC; one line a dataset
-    and network."""
+    """Mean over trainings, of CLIP or of a pair, with its 95 % interval by Student's t, for mIoU and mSC;
+    one line a dataset and network."""
 
     def line(part):
         means = {value: spread(value, t_interval(part[value])) for value in ("mIoU", "mSC")}

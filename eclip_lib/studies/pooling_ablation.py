@@ -82,7 +82,7 @@ def beside(run, rows, others):
 
 
 def reads(measured, clips):
-    """What each line of Table 3 reads of its network: "class token", "tokens", or a ResNet's "feature map"."""
+    """What each line of Table 3 reads of its network: "class token", "tokens", of a ResNet "feature map"."""
     pools = {clip.title: clip.pools.replace("_", " ") for clip in clips.values()}
     read = measured["network"].map(pools)
     return read.where(measured["pooling"] != "attention", "class token")
@@ -119,7 +119,8 @@ def resnet_grid(run, before, after):
 
 
 def turned(seeds):
-    """Which pooling gives a map as one expects: of how many datasets and networks mSC is above 0 in every training."""
+    """Which pooling gives a map as one expects: of how many datasets and networks mSC is above 0 in
+    every training."""
     least = seeds.groupby(["pooling", "dataset", "network"], sort=False)["mSC"].min()
     every = least.groupby("pooling", sort=False)
     cases = ", ".join(f"{name} {(part > 0).sum()} of {len(part)}" for name, part in every)

@@ -20,8 +20,8 @@ SIZES = {f"({low}, {high}]": (low, high) for low, high in ((0, 0.25), (0.25, 0.7
 @torch.no_grad()
 def shift_rows(dataset, clip, projection=None, workers=0, batch_size=32, ablate=True, seed=0):
     """One row an image: image_id, `shift_statistics`, foreground (share of its pixels), mSC (its contrast,
-    the mean over its classes; Table 1's mSC is a mean over classes) and, with `ablate`, mSC_kept and mSC_random: the contrast with the shifted channels left
-    out, and with as many random ones."""
+    the mean over its classes; Table 1's mSC is a mean over classes) and, with `ablate`, mSC_kept and
+    mSC_random: the contrast with the shifted channels left out, and with as many random ones."""
     projection, generator = projection or clip.projection, torch.Generator().manual_seed(seed)
     text, tables = projection.text(prompts(dataset, clip)), []
     for batch in batches(dataset, clip, batch_size, workers, "measuring shift", least=1):
@@ -178,8 +178,8 @@ def verdict(chance, link):
         f"{len(link)} cases (datasets and networks), intervals over images. Channels change sides more often "
         f"than two independent positions would in {up}, less often in {down}; {open_} open.\n"
         f"Images with more shift are more opposite in {more}, less opposite in {less}; {unclear} open.\n"
-        f"Without its shifted channels the map turns (mean contrast of an image above 0) in {turned} and stays "
-        f"opposite in {kept}; leaving them out raises the contrast more than as many random channels in "
+        f"Without its shifted channels the map turns (mean contrast of an image above 0) in {turned} and "
+        f"stays opposite in {kept}; leaving them out raises the contrast more than as many random channels in "
         f"{better}, less in {worse}.\n"
         f"So semantic shift {says} the opposite map here."
     )
