@@ -179,7 +179,7 @@ def verdict(chance, link):
         f"than two independent positions would in {up}, less often in {down}; {open_} open.\n"
         f"Images with more shift are more opposite in {more}, less opposite in {less}; {unclear} open.\n"
         f"Without its shifted channels the map turns (mean contrast of an image above 0) in {turned} and "
-        f"stays opposite in {kept}; leaving them out raises the contrast more than as many random channels in "
-        f"{better}, less in {worse}.\n"
+        f"stays opposite in {kept}; leaving them out raises the contrast more than as many random channels "
+        f"in {better}, less in {worse}.\n"
         f"So semantic shift {says} the opposite map here."
     )
