@@ -58,7 +58,7 @@ def close(ours, theirs, tolerance):
 class Rehearsal:
     """An installation under `place`, emptied first unless `again`, and the routes through it, timed."""
 
-    def __init__(self, place, tiny=False, again=False):
+    def __init__(self, place, tiny=False, again=False, device="cpu"):
         logging.disable()  # open_clip says that random weights are random
         self.place, self.tiny, self.seconds = Path(place).resolve(), tiny, {}
         self.profile = self.place / "paper-of-two.yaml"
@@ -69,7 +69,7 @@ class Rehearsal:
         data, self.whole = f"{self.place}/data", self.place / "whole"
         self.pair = self.whole / "pairs" / "ViT-B-32-ECLIP.safetensors"
         self.given = {"profile": self.profile, "root": data, "pairs": f"web:{data}/gcc3m/*.tar"}
-        self.given |= {"device": "cpu", "workers": 1, "batch_size": 4, "limit": IMAGES - 1}
+        self.given |= {"device": device, "workers": 1, "batch_size": 4, "limit": IMAGES - 1}
 
     def build(self):
         with ProcessPoolExecutor(1) as pool:  # its memory goes with it
@@ -172,8 +172,8 @@ class Rehearsal:
         pair = self.place / f"{name}.safetensors"
         words = [*launcher, "train", self.given["pairs"], pair]
         recipe = {name: self.settings["training"][name] for name in ("views", "epochs", "batch_size", "lr")}
-        model = {"network": "ViT-B-32", "pretrained": "openai", "cache": self.place / name}
-        self.call(*words, **model, **masked, **recipe, **given)
+        model = {"network": "ViT-B-32", "pretrained": "openai", "device": self.given["device"]}
+        self.call(*words, **model, **masked, **recipe, cache=self.place / name, **given)
         return pair
 
     def trained_alone(self):
@@ -219,9 +219,9 @@ QUICK = "announced complete promoted trained_by_ranks evaluated one_alone".split
 ROUTES = [*QUICK, "photos", "networks_apart", "trained_alone", "on_ray"]
 
 
-def rehearse(place, tiny=False, routes=ROUTES, at_once=1, again=False):
+def rehearse(place, tiny=False, routes=ROUTES, at_once=1, again=False, device="cpu"):
     """Routes, first the whole run, so many at once; what failed is told at the end. Raises AssertionError."""
-    rehearsal, failed = Rehearsal(place, tiny, again), []
+    rehearsal, failed = Rehearsal(place, tiny, again, device), []
 
     def walk(name):
         try:
@@ -243,7 +243,13 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", default=REPOSITORY / "runs" / "rehearsal")
     parser.add_argument("--tiny", action="store_true", help="small networks of the same two architectures")
     parser.add_argument("--quick", action="store_true", help="the routes of the test suite")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda")
     parser.add_argument("--only", nargs="+", choices=ROUTES, help="these routes, on what is there")
     given = parser.parse_args()
     some = {"routes": given.only, "again": True} if given.only else {}
-    rehearse(given.folder, given.tiny, **({"routes": QUICK, "at_once": 2} if given.quick else some))
+    rehearse(
+        given.folder,
+        given.tiny,
+        device=given.device,
+        **({"routes": QUICK, "at_once": 2} if given.quick else some),
+    )

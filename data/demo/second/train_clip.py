@@ -59,6 +59,7 @@ RECIPES = {"scenes-ViT-32": RECIPE, "scenes-ViT-16": RECIPE | {"tokens_dropped":
 SCRATCH = {"scenes": 3000, "passes": 20}  # Table 4: nothing but as many scenes as ECLIP's pair is trained on
 EPOCH = 20_000  # samples between two savings
 EVERY = 50  # steps between two entries of the loss curve
+WHOLE = 0.9  # share of the steps after which no token is dropped any more
 MEAN, STD = (
     (255 * torch.tensor(s)).view(1, 3, 1, 1)
     for s in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -73,13 +74,29 @@ def prepare(pixels):
 # ---------------------------------------------------------------------------------------- data
 
 
-def _render(index, cooccurrence, rates):
-    """Training scene `index`, levels in turn -> its pixels and one caption for each rate of naming the
-    background."""
+def rendered(path, render, indices):
+    """Memory-mapped uint8 [n, 112, 112, 3] and what else `render` says of each scene: `render(index)` ->
+    (pixels, JSON value); drawn once a path, by all cores."""
+    pixels, words = path.with_suffix(".npy"), path.with_suffix(".json")
+    if not words.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        array = np.lib.format.open_memmap(pixels, "w+", np.uint8, (len(indices), world.SIZE, world.SIZE, 3))
+        said = []
+        with ProcessPoolExecutor() as pool:
+            for k, (image, word) in enumerate(pool.map(render, indices, chunksize=100)):
+                array[k] = image
+                said.append(word)
+        array.flush()
+        words.write_text(json.dumps(said))
+    return np.load(pixels, mmap_mode="r"), json.loads(words.read_text())
+
+
+def _training_scene(index, cooccurrence, plans):
+    """Training scene `index`, levels in turn -> its pixels and, for each plan, one caption for each pass."""
     seed = world.SEEDS["train"]
     scene = world.sample(seed, index, LEVELS[index % 2], cooccurrence=cooccurrence)
-    captions = [world.caption(scene, seed, index, k, background=rate) for k, rate in enumerate(rates)]
-    return scene.pixels, captions
+    say = lambda k, rate: world.caption(scene, seed, index, k, background=rate)  # noqa: E731
+    return scene.pixels, [[say(k, rate) for k, rate in enumerate(naming_rates(*plan))] for plan in plans]
 
 
 def naming_rates(naming, passes):
@@ -88,23 +105,23 @@ def naming_rates(naming, passes):
     return [round(float(rate), 3) for rate in np.linspace(min(0.1, naming), naming, passes)]
 
 
-def training_scenes(folder, count, start, cooccurrence, naming, passes):
-    """Pixels (memory-mapped uint8 [count, 112, 112, 3]) and captions ([count][passes] words) of training
-    scenes; rendered once a folder."""
-    rates = naming_rates(naming, passes)
-    stem = Path(folder, f"train-{start}-{count}-cooccurrence{cooccurrence}-naming{naming}-{passes}")
-    pixels, words = stem.with_name(stem.name + ".npy"), stem.with_name(stem.name + ".json")
-    if not words.exists():
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        array = np.lib.format.open_memmap(pixels, "w+", np.uint8, (count, world.SIZE, world.SIZE, 3))
-        render, captions = partial(_render, cooccurrence=cooccurrence, rates=rates), []
-        with ProcessPoolExecutor(2) as pool:
-            for k, (image, texts) in enumerate(pool.map(render, range(start, start + count), chunksize=500)):
-                array[k] = image
-                captions.append(texts)
-        array.flush()
-        words.write_text(json.dumps(captions))
-    return np.load(pixels, mmap_mode="r"), json.loads(words.read_text())
+def training_scenes(folder, recipe, start=0, plans=()):
+    """Pixels (memory-mapped uint8 [scenes, 112, 112, 3]) and tokens (a list of int64 [scenes, 32], one a pass)
+    of a recipe's scenes. `plans`: (naming, passes) of other recipes that the same scenes serve, which are
+    then drawn once."""
+    count, rho, plan = recipe["scenes"], recipe["cooccurrence"], (recipe["naming"], recipe["passes"])
+    plans = sorted({plan, *plans})
+    named = "-".join(f"named{naming}x{passes}" for naming, passes in plans)
+    path = Path(folder, f"train-{start}-{count}-cooccurrence{rho}-{named}.scenes")
+    render = partial(_training_scene, cooccurrence=rho, plans=plans)
+    pixels, captions = rendered(path, render, range(start, start + count))
+    passes = zip(*(of_scene[plans.index(plan)] for of_scene in captions), strict=True)
+    with ProcessPoolExecutor() as pool:
+        return pixels, list(pool.map(_tokens, passes))
+
+
+def _tokens(texts):
+    return networks.tokenizer()(list(texts))
 
 
 class Batches:
@@ -112,30 +129,33 @@ class Batches:
     pass over them has its own captions. A sample is mirrored or not, a batch shifted by up to 8 pixels
     (around the edge)."""
 
-    def __init__(self, pixels, captions, batch, seed):
-        self.pixels, self.batch, self.seed, self.dataloader = pixels, batch, seed, self
-        tokens = networks.tokenizer()
-        self.tokens = [tokens(list(texts)) for texts in zip(*captions, strict=True)]
+    def __init__(self, pixels, tokens, batch, seed):
+        self.pixels, self.tokens, self.batch, self.seed, self.dataloader = pixels, tokens, batch, seed, self
         self.epoch_size = min(EPOCH, len(pixels))
+        self.epochs = len(pixels) // self.epoch_size  # of a pass
         self.num_batches = self.epoch_size // batch
         self.num_samples = self.num_batches * batch
 
     def set_epoch(self, epoch):
         self.epoch = epoch
 
-    def __iter__(self):
-        a_pass, part = divmod(self.epoch, len(self.pixels) // self.epoch_size)
+    def plan(self, epoch):
+        """Of every batch of an epoch: its pass, scenes [B], which of them are mirrored [B] and the shift of
+        all (rows, columns)."""
+        a_pass, part = divmod(epoch, self.epochs)
         order = np.random.default_rng((self.seed, a_pass)).permutation(len(self.pixels))[
             part * self.epoch_size :
         ]
         rng = np.random.default_rng((self.seed, a_pass, part))
         for k in range(self.num_batches):
             chosen = np.sort(order[k * self.batch : (k + 1) * self.batch])
+            yield a_pass % len(self.tokens), chosen, rng.random(len(chosen)) < 0.5, rng.integers(-8, 9, 2)
+
+    def __iter__(self):
+        for a_pass, chosen, mirrored, shift in self.plan(self.epoch):
             images = self.pixels[chosen]
-            mirrored = rng.random(len(images)) < 0.5
             images[mirrored] = images[mirrored, :, ::-1]
-            images = np.roll(images, rng.integers(-8, 9, 2), (1, 2))
-            yield prepare(images), self.tokens[a_pass % len(self.tokens)][chosen]
+            yield prepare(np.roll(images, shift, (1, 2))), self.tokens[a_pass][chosen]
 
 
 # ---------------------------------------------------------------------------------------- recognition
@@ -147,21 +167,34 @@ SPLITS = {  # name -> what `world.sample` is told
 }
 
 
+def _scored_scene(index, split, level, options):
+    scene = world.sample(world.SEEDS[split], index, level, **options)
+    return scene.pixels, [c in scene.masks for c in world.CLASSES]
+
+
 @torch.no_grad()
-def recognition(model, split, length, variants=SPLITS):
+def recognition(model, folder, split, length, variants=SPLITS):
     """Zero-shot mAP in % on `length` scenes of a split, for each level and variant; chance is the mean share
     of images that show a class."""
     was_training, scores, tokens = model.training, {}, networks.tokenizer()
     model.eval()
-    texts = model.encode_text(tokens([f"a photo of the {name}" for name in world.CLASSES]), normalize=True)
+    device = model.logit_scale.device
+    words = tokens([f"a photo of the {name}" for name in world.CLASSES]).to(device)
+    texts = model.encode_text(words, normalize=True)
     for level in LEVELS:
         for name, options in variants.items():
-            scenes = [world.sample(world.SEEDS[split], i, level, **options) for i in range(length)]
-            shown = np.array([[c in s.masks for c in world.CLASSES] for s in scenes])
-            batches = [np.stack([s.pixels for s in scenes[i : i + 50]]) for i in range(0, length, 50)]
-            with torch.autocast("cpu", torch.bfloat16, networks.BF16):
-                features = torch.cat([model.encode_image(prepare(b)).float() for b in batches])
-            cosines = (F.normalize(features, dim=-1) @ texts.T).numpy()
+            path = Path(folder, f"{split}-{length}-{level}{name}.scenes".replace(", ", "-").replace(" ", ""))
+            scored = partial(_scored_scene, split=split, level=level, options=options)
+            pixels, shown = rendered(path, scored, range(length))
+            shown = np.array(shown)
+            with torch.autocast(device.type, torch.bfloat16, device.type == "cpu" and networks.BF16):
+                features = torch.cat(
+                    [
+                        model.encode_image(prepare(pixels[i : i + 50]).to(device)).float()
+                        for i in range(0, length, 50)
+                    ]
+                )
+            cosines = (F.normalize(features, dim=-1) @ texts.T).cpu().numpy()
             precision = [
                 average_precision_score(shown[:, k], cosines[:, k]) for k in range(len(world.CLASSES))
             ]
@@ -185,18 +218,15 @@ class Curve(list):
 def train(network, name, seed, folder, recipe, start=0):
     """Train one network from random weights -> (model, loss every 50 steps, {samples: validation mAP},
     seconds)."""
-    pixels, captions = training_scenes(
-        folder, recipe["scenes"], start, recipe["cooccurrence"], recipe["naming"], recipe["passes"]
-    )
     torch.manual_seed(seed)
     model = networks.create(network, recipe["pool"]).to(memory_format=torch.channels_last)
     # on a CPU the fused attention's backward pass takes a third of a step; plain products a tenth
     torch.backends.cuda.enable_flash_sdp(False)
-    batches = Batches(pixels, captions, recipe["batch"], seed)
+    batches = Batches(*training_scenes(folder, recipe, start), recipe["batch"], seed)
     optimizer = create_optimizer_v2(
         model, recipe["optimizer"], lr=recipe["lr"], weight_decay=recipe["weight_decay"]
     )
-    epochs = recipe["passes"] * (len(pixels) // batches.epoch_size)
+    epochs = recipe["passes"] * batches.epochs
     schedule = cosine_lr(optimizer, recipe["lr"], recipe["warmup"], epochs * batches.num_batches)
     arguments = SimpleNamespace(
         device="cpu",
@@ -221,7 +251,7 @@ def train(network, name, seed, folder, recipe, start=0):
         )
     for epoch in range(first, epochs):
         if recipe["tokens_dropped"]:
-            whole = epoch >= 0.9 * epochs
+            whole = epoch >= WHOLE * epochs
             model.visual.patch_dropout = nn.Identity() if whole else PatchDropout(recipe["tokens_dropped"])
         train_one_epoch(
             model,
@@ -235,7 +265,7 @@ def train(network, name, seed, folder, recipe, start=0):
             arguments,
             tb_writer=curve,
         )
-        watched[(epoch + 1) * batches.num_samples] = recognition(model, "validation", 200, {"": {}})
+        watched[(epoch + 1) * batches.num_samples] = recognition(model, folder, "validation", 200, {"": {}})
         print(time.strftime("%H:%M"), name, epoch + 1, epochs, np.mean(curve[-6:]), watched, flush=True)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
         state |= {"curve": list(curve), "watched": watched, "seconds": time.process_time() - begin}
@@ -244,49 +274,55 @@ def train(network, name, seed, folder, recipe, start=0):
     return model.eval(), list(curve), watched, time.process_time() - begin
 
 
-def ship(network, seed, folder, scratch=False, **changes):
-    """Train, write the checkpoint (fp16) and its card. `changes`: what differs from the network's recipe;
-    such arms are written to `arms`. Returns the card's path."""
-    changes = {key: value for key, value in changes.items() if value is not None}
-    recipe = RECIPES[network] | changes | (SCRATCH if scratch else {})
-    words = [
-        network,
-        *(f"{key}-{value}" for key, value in changes.items()),
-        "scratch" if scratch else f"seed{seed}",
-    ]
-    path = Path(HERE, "arms" if changes else ".", "-".join(words) + ".safetensors")
+class Asked:
+    """A training as the command line names it: its network, seed, recipe, and the checkpoint's path. What
+    differs from the network's recipe makes an arm, written to `arms`."""
+
+    def __init__(self, network, seed=0, folder="", scratch=False, **changes):
+        changes = {key: value for key, value in changes.items() if value is not None}
+        self.network, self.seed, self.folder = network, seed, folder
+        self.recipe = RECIPES[network] | changes | (SCRATCH if scratch else {})
+        self.start = SCENES if scratch else 0
+        words = [network, *(f"{key}-{value}" for key, value in changes.items())]
+        words.append("scratch" if scratch else f"seed{seed}")
+        self.path = Path(HERE, "arms" if changes else ".", "-".join(words) + ".safetensors")
+        flags = "".join(f" --{key} {value}" for key, value in changes.items()) + " --scratch" * scratch
+        self.command = f"python train_clip.py {network} --seed {seed}{flags}"
+
+
+def ship(asked, model, curve, watched, **costs):
+    """Write a trained model's checkpoint (fp16) and its card; `costs`: what the training took. Returns the
+    card's path."""
+    path, recipe = asked.path, asked.recipe
     path.parent.mkdir(exist_ok=True)
-    start = SCENES if scratch else 0
-    model, curve, watched, seconds = train(network, path.stem, seed, folder, recipe, start)
-    state = model.state_dict()
+    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     halves = {name: t.half().contiguous() if t.is_floating_point() else t for name, t in state.items()}
     save_file(halves, str(path))
     model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in halves.items()})
-    flags = "".join(f" --{key} {value}" for key, value in changes.items()) + " --scratch" * scratch
     card = {
-        "network": network,
-        "seed": seed,
-        "command": f"python train_clip.py {network} --seed {seed}{flags}",
-        "data": f"{recipe['scenes']:,} scenes of the train split from {start:,} on, levels "
+        "network": asked.network,
+        "seed": asked.seed,
+        "command": asked.command,
+        "data": f"{recipe['scenes']:,} scenes of the train split from {asked.start:,} on, levels "
         f"{' and '.join(LEVELS)} in turn, {recipe['passes']} times each with new captions",
         "background_named_in_each_pass": naming_rates(recipe["naming"], recipe["passes"]),
         "recipe": recipe,
         "samples_seen": max(watched),
-        "core_seconds": round(seconds),
-        "machine": f"{platform.machine()} CPU, 1 of {os.cpu_count()} cores, torch {torch.__version__}",
+        **costs,
         "tried": "README.md lists every world and recipe that was tried",
         "parameters": sum(t.numel() for t in state.values()),
         "final_loss": round(sum(curve[-10:]) / 10, 3),
         f"loss_every_{EVERY}_steps": curve,
         "validation_mAP_by_samples": watched,
-        "zero_shot_mAP": {split: recognition(model, split, 1000) for split in ("validation", "test")},
+        "zero_shot_mAP": {s: recognition(model, asked.folder, s, 1000) for s in ("validation", "test")},
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
     return path.with_suffix(".json")
 
 
-if __name__ == "__main__":
+def parser():
+    """What a training is asked with -> `argparse.ArgumentParser`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("network", choices=networks.VISION)
     parser.add_argument("--seed", type=int, default=0)
@@ -302,6 +338,14 @@ if __name__ == "__main__":
     )
     parser.add_argument("--naming", type=float, help="share of captions that name the background, in the end")
     parser.add_argument("--passes", type=int, help="how often every scene is seen")
-    options = vars(parser.parse_args())
+    return parser
+
+
+if __name__ == "__main__":
+    asked = Asked(**vars(parser().parse_args()))
     torch.set_num_threads(1)  # two trainings share a machine better than two threads
-    print(ship(**options))
+    *trained, seconds = train(
+        asked.network, asked.path.stem, asked.seed, asked.folder, asked.recipe, asked.start
+    )
+    machine = f"{platform.machine()} CPU, 1 of {os.cpu_count()} cores, torch {torch.__version__}"
+    print(ship(asked, *trained, core_seconds=round(seconds), machine=machine))

@@ -16,7 +16,7 @@ import os
 import platform
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import eclip_lib  # noqa: F401 (torchvision then imports beside a CPU-only torch)
@@ -36,6 +36,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from train_clip import rendered
 
 warnings.filterwarnings(
     "ignore", "`torch.nn.utils.weight_norm` is deprecated", FutureWarning
@@ -64,6 +65,8 @@ OBJECTIVES = {
     | {"steps": 2000, "prototypes": 256, "teacher_temperature": 0.025, "student_temperature": 0.1},
     "scenes-MoCo": RECIPE | {"steps": 2000, "temperature": 0.2},
 }
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+torch.set_default_device(DEVICE)
 MEAN, STD = (torch.tensor(s).view(3, 1, 1) for s in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 
@@ -94,22 +97,9 @@ def _render(index):
 def centric_scenes(folder):
     """Pixels (memory-mapped uint8 [64000, 112, 112, 3]) and classes (int64 [64000], which only the probe
     reads) of object-centric scenes; rendered once."""
-    pixels, classes = (
-        Path(folder, f"centric-{SCENES + PROBED}-{what}.npy") for what in ("pixels", "classes")
-    )
-    if not classes.exists():
-        count = SCENES + PROBED
-        array, shown = (
-            np.lib.format.open_memmap(pixels, "w+", np.uint8, (count, world.SIZE, world.SIZE, 3)),
-            [],
-        )
-        with ProcessPoolExecutor(2) as pool:
-            for k, (image, name) in enumerate(pool.map(_render, range(count), chunksize=500)):
-                array[k] = image
-                shown.append(name)
-        array.flush()
-        np.save(classes, np.array(shown))
-    return np.load(pixels, mmap_mode="r"), np.load(classes)
+    path = Path(folder, f"centric-{SCENES + PROBED}.scenes")
+    pixels, classes = rendered(path, _render, range(SCENES + PROBED))
+    return pixels, np.array(classes)
 
 
 def _uniform(n, low, high):
@@ -150,7 +140,7 @@ def _recolour(images):
 
 def _tensor(pixels):
     """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [0, 1]."""
-    return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float().div_(255)
+    return torch.from_numpy(np.array(pixels)).to(DEVICE).permute(0, 3, 1, 2).float().div_(255)
 
 
 # ---------------------------------------------------------------------------------------- objectives
@@ -213,7 +203,7 @@ def probe(model, pixels, classes):
     model.eval()
     batches = [(_tensor(pixels[i : i + 100]) - mean) / std for i in range(0, len(pixels), 100)]
     features = torch.cat([model.forward_features(batch)[:, 0] for batch in batches])
-    features = F.layer_norm(features, features.shape[1:]).numpy()
+    features = F.layer_norm(features, features.shape[1:]).cpu().numpy()
     model.train(was_training)
     half = len(features) // 2
     linear = LogisticRegression(C=0.1, max_iter=500).fit(features[:half], classes[:half])
@@ -253,7 +243,7 @@ def train(network, seed, folder):
         for name, part in parts.items():
             part.load_state_dict(kept[name])
         curve, probed, first, begin = kept["curve"], kept["probed"], kept["step"], begin - kept["seconds"]
-    recent = []
+    recent, on_cpu = [], DEVICE == "cpu"
     for step in range(first, recipe["steps"]):
         torch.manual_seed(seed * 10**6 + step)  # views and dropped tokens: a resumed run sees the same ones
         wave = (1 + math.cos(math.pi * step / recipe["steps"])) / 2
@@ -262,10 +252,11 @@ def train(network, seed, folder):
         chosen = np.sort(np.random.default_rng((seed, step)).choice(SCENES, recipe["batch"], replace=False))
         images = _tensor(pixels[chosen])
         views = torch.cat([_recolour(_crop(images, *recipe["crop"])) for _ in range(2)])
-        with torch.autocast("cpu", torch.bfloat16, networks.BF16):
+        with torch.autocast("cpu", torch.bfloat16, on_cpu and networks.BF16):
             with torch.no_grad():
                 target = list(teacher(views).float().chunk(2))
-            with sdpa_kernel(SDPBackend.MATH):  # the backward pass of the fused kernel is slower on a CPU
+            # the backward pass of the fused kernel is slower on a CPU
+            with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
                 given = list(predictor(student(views)).float().chunk(2))
             loss = loss_of(target, given)
         optimizer.zero_grad()
@@ -299,7 +290,8 @@ def ship(network, seed, folder):
     model, curve, probed, seconds = train(network, seed, folder)
     path, recipe = HERE / f"{network}-seed{seed}.safetensors", OBJECTIVES[network]
     state = {
-        name: t.half().contiguous() if t.is_floating_point() else t for name, t in model.state_dict().items()
+        name: t.half().contiguous().cpu() if t.is_floating_point() else t.cpu()
+        for name, t in model.state_dict().items()
     }
     save_file(state, str(path))
     pixels, classes = centric_scenes(folder)
@@ -307,12 +299,13 @@ def ship(network, seed, folder):
     card = {
         "network": network,
         "seed": seed,
-        "command": f"python train_self_supervised.py {network} --seed {seed}",
+        "command": f"python train_self_supervised.py {network} --seed {seed} --steps {recipe['steps']}",
         "data": f"the first {SCENES:,} scenes of the unlabelled split; neither captions nor masks",
         "recipe": recipe,
         "views_seen": 2 * recipe["steps"] * recipe["batch"],
         "core_seconds": round(seconds),
-        "machine": f"{platform.machine()} CPU, 1 of {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": f"{torch.cuda.get_device_name() if DEVICE == 'cuda' else platform.machine() + ' CPU, 1 core'}, "
+        f"torch {torch.__version__}",
         "tried": "README.md lists every recipe that was tried",
         "parameters": sum(t.numel() for t in state.values()),
         "final_loss": round(sum(curve[-5:]) / 5, 3),
@@ -335,6 +328,9 @@ if __name__ == "__main__":
     parser.add_argument(
         "--folder", default="runs/demo_training", help="scratch: rendered scenes, unfinished runs"
     )
+    parser.add_argument("--steps", type=int, help="in place of the recipe's")
     options = parser.parse_args()
+    if options.steps:
+        OBJECTIVES[options.network]["steps"] = options.steps
     torch.set_num_threads(1)
     print(ship(options.network, options.seed, options.folder))

@@ -1,0 +1,211 @@
+"""`train_clip.py`'s trainings on a GPU, many at once: every step is one CUDA graph, on a stream of its own.
+
+    python train_gpu.py --folder runs/demo_training "scenes-ViT-32 --seed 1" "scenes-RN --seed 0 --passes 8" ...
+
+The networks are too small to keep a GPU busy: what costs is to start a thousand kernels a step, and a graph
+starts them all. Same scenes, captions, order, losses and optimizer as open_clip's loop on a CPU (a test
+compares them); float32, on tensor cores as TF32, and Muon's iteration in bfloat16.
+"""
+
+import argparse
+import functools
+import math
+import shlex
+import time
+
+import networks
+import numpy as np
+import torch
+import train_clip
+from open_clip.loss import ClipLoss
+from open_clip.transformer import PatchDropout
+from open_clip_train.scheduler import cosine_lr
+from timm.optim import create_optimizer_v2, muon
+from torch import nn
+
+PART = 100  # steps of every training between two looks at the clock
+
+
+def grouped_muon(params, grads, buffers, *, lr, weight_decay, momentum, nesterov, ns_steps, ns_coefficients,
+                 eps, safety_factor, adjust_lr_fn, scale_eps, **_):  # fmt: skip
+    """timm's Muon with the matrices of one shape iterated together: a third of the kernels."""
+    coefficients = muon.resolve_ns_coefficients(ns_coefficients, muon._COEFFICIENTS)
+    torch._foreach_mul_(params, 1 - lr * weight_decay)
+    torch._foreach_lerp_(buffers, grads, 1 - momentum)
+    updates = torch._foreach_lerp(grads, buffers, momentum) if nesterov else buffers
+    shapes = {}
+    for k, update in enumerate(updates):
+        shapes.setdefault((len(update), update[0].numel()), []).append(k)
+    for shape, members in shapes.items():
+        together = torch.stack([updates[k].reshape(shape) for k in members])
+        together = muon.zeropower_via_newtonschulz(
+            together, ns_steps, coefficients, eps=eps, safety_factor=safety_factor, scale_eps=scale_eps
+        )
+        together = together.to(params[0].dtype) * (-lr * muon.get_lr_scale(torch.Size(shape), adjust_lr_fn))
+        ours = [params[k] for k in members]
+        torch._foreach_add_(ours, [u.reshape(p.shape) for u, p in zip(together, ours, strict=True)])
+
+
+@functools.cache
+def order(scenes, batch, seed, passes):
+    """`Batches.plan` of a whole training: passes int64 [steps], scenes int64 [steps, B], mirrored bool
+    [steps, B], shift int64 [steps, 2]."""
+    batches = train_clip.Batches(range(scenes), range(passes), batch, seed)
+    steps = [step for epoch in range(passes * batches.epochs) for step in batches.plan(epoch)]
+    return [torch.from_numpy(np.array(part)) for part in zip(*steps, strict=True)]
+
+
+class Training:
+    """A training whose step reads everything from the device: scenes, order, learning rate, where it is."""
+
+    def __init__(self, asked, pixels, tokens, device="cuda"):
+        """pixels, tokens: of `training_scenes`, on the device, shared by trainings."""
+        self.asked, self.pixels, self.device, recipe = asked, pixels, device, asked.recipe
+        torch.manual_seed(asked.seed)
+        self.model = networks.create(asked.network, recipe["pool"]).to(device)
+        steps = order(recipe["scenes"], recipe["batch"], asked.seed, recipe["passes"])
+        a_pass, chosen, *self.moved = [part.to(device) for part in steps]
+        self.chosen, self.count = chosen, len(chosen)
+        self.said = a_pass[:, None] * len(pixels) + chosen
+        self.tokens = tokens
+        self.mean, self.std = train_clip.MEAN.to(device), train_clip.STD.to(device)
+        self.losses = torch.zeros(self.count, device=device)
+        self.at = torch.zeros(1, dtype=torch.int64, device=device)
+        self.optimizer = create_optimizer_v2(
+            self.model, recipe["optimizer"], lr=recipe["lr"], weight_decay=recipe["weight_decay"],
+            capturable=device == "cuda",
+        )  # fmt: skip
+        schedule = cosine_lr(self.optimizer, recipe["lr"], recipe["warmup"], self.count)
+        self.rates = torch.tensor([schedule(k) for k in range(self.count)], device=device)
+        self.lr = torch.zeros((), device=device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.loss_of, self.watched, self.done, self.graphs = ClipLoss(), {}, 0, []
+
+    def batch(self):
+        """Images float32 [B, 3, 112, 112] and tokens int64 [B, 32] of the step."""
+        mirrored, shift = (part[self.at][0] for part in self.moved)
+        images = self.pixels[self.chosen[self.at][0]]
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(2), images)
+        for axis, by in enumerate(shift, 1):
+            size = images.shape[axis]
+            images = images.index_select(axis, (torch.arange(size, device=self.device) - by) % size)
+        images = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        return images.contiguous(), self.tokens[self.said[self.at][0]]
+
+    def step(self):
+        """One step of open_clip's `train_one_epoch`."""
+        with torch.device(self.device):
+            self.lr.copy_(self.rates[self.at][0])
+            loss = self.loss_of(**self.model(*self.batch()))
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.asked.recipe["clip"])
+            self.optimizer.step()
+            with torch.no_grad():
+                self.model.logit_scale.clamp_(0, math.log(100))
+                self.losses[self.at] = loss.detach()
+                self.at += 1
+
+    def drop(self, share):
+        if self.asked.recipe["tokens_dropped"]:
+            self.model.visual.patch_dropout = PatchDropout(share) if share else nn.Identity()
+
+    def capture(self, warm_up=3):
+        """The first steps as they are, then one graph for the steps that drop tokens and one for all others."""
+        self.stream, dropped = torch.cuda.Stream(), self.asked.recipe["tokens_dropped"]
+        self.drop(dropped)
+        with torch.cuda.stream(self.stream):
+            for _ in range(warm_up):
+                self.optimizer.zero_grad(set_to_none=True)
+                self.step()
+        self.stream.synchronize()
+        self.done = warm_up
+        for share in [dropped, 0] if dropped else [0]:
+            self.drop(share)
+            self.optimizer.zero_grad(set_to_none=True)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.step()
+            self.graphs.append(graph)
+
+    def replay(self):
+        """One step more, if any is left; returns before it ends."""
+        if self.done < self.count:
+            with torch.cuda.stream(self.stream):
+                self.graphs[-1 if self.done >= train_clip.WHOLE * self.count else 0].replay()
+            self.done += 1
+
+    def watch(self):
+        """Recognition so far, on validation scenes."""
+        self.drop(0)
+        found = train_clip.recognition(self.model, self.asked.folder, "validation", 200, {"": {}})
+        self.watched[self.done * self.asked.recipe["batch"]] = found
+        return found
+
+    def shipped(self, seconds):
+        """The checkpoint and its card; `seconds`: what all trainings took together. Returns the card's path."""
+        curve = [round(loss, 3) for loss in self.losses[:: train_clip.EVERY].tolist()]
+        machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, TF32"
+        costs = {"seconds_of_all_trainings": round(seconds), "machine": machine}
+        return train_clip.ship(self.asked, self.model, curve, self.watched, **costs)
+
+
+def prepared(lines, folder):
+    """Trainings as `train_clip.py` is asked for them, their scenes drawn and on the device."""
+    asked = [
+        train_clip.Asked(**vars(train_clip.parser().parse_args([*shlex.split(line), "--folder", folder])))
+        for line in lines
+    ]
+    world_of = lambda one: (one.start, one.recipe["scenes"], one.recipe["cooccurrence"])  # noqa: E731
+    plans, pixels, tokens, trainings = {}, {}, {}, []
+    for one in asked:
+        plans.setdefault(world_of(one), set()).add((one.recipe["naming"], one.recipe["passes"]))
+    for one in asked:
+        drawn = world_of(one)
+        said = (*drawn, one.recipe["naming"], one.recipe["passes"])
+        if said not in tokens:
+            found, captions = train_clip.training_scenes(folder, one.recipe, one.start, plans[drawn])
+            if drawn not in pixels:
+                pixels[drawn] = torch.from_numpy(np.array(found)).cuda()
+            tokens[said] = torch.cat(captions).cuda()
+        trainings.append(Training(one, pixels[drawn], tokens[said]))
+    return trainings
+
+
+def train(trainings, seconds=math.inf, watches=5):
+    """All trainings side by side, to their end or for so many seconds; returns the seconds."""
+    begin, last = time.monotonic(), max(training.count for training in trainings)
+    watched = {round(last * k / watches / PART) for k in range(1, watches + 1)}
+    for part in range(1, last // PART + 2):
+        running = [training for training in trainings if training.done < training.count]
+        for _ in range(PART):
+            for training in running:
+                training.replay()
+        torch.cuda.synchronize()
+        took = time.monotonic() - begin
+        if part in watched or took > seconds:
+            done = sum(training.done for training in trainings)
+            print(f"{took:.0f} s: step {part * PART} of {last}, {done / took:.0f} steps/s", flush=True)
+            for training in running:
+                loss = float(training.losses[training.done - 50 : training.done].mean())
+                print(f"  {training.asked.path.stem}: {loss:.3f} {training.watch()}", flush=True)
+        if took > seconds:
+            break
+    return time.monotonic() - begin
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("asked", nargs="+", help="what train_clip.py is asked with, each in quotes")
+    parser.add_argument("--folder", default="runs/demo_training", help="scratch: rendered scenes")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so many, ship nothing")
+    given = parser.parse_args()
+    torch.set_float32_matmul_precision("high")
+    muon._single_tensor_muon = grouped_muon
+    trainings = prepared(given.asked, given.folder)
+    for training in trainings:
+        training.capture()
+    took = train(trainings, given.seconds)
+    if took < given.seconds:
+        for training in trainings:
+            print(training.shipped(took))
