@@ -9,7 +9,7 @@ Transformers See Better", 2021); with one linear layer they learn colours alone.
 its input's resolution, so that 112 pixels give the 7x7 map that 224 give a ResNet50.
 """
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -46,6 +46,7 @@ class Stem(nn.Sequential):
         super().__init__(*layers[:-1])
 
 
+@cache
 def tokenizer():
     """list of captions -> int64 [n, 32]."""
     return SimpleTokenizer(str(MERGES), context_length=CONTEXT)

@@ -58,6 +58,7 @@ RECIPE = {
 RECIPES = {"scenes-ViT-32": RECIPE, "scenes-ViT-16": RECIPE | {"tokens_dropped": 0.5}, "scenes-RN": RECIPE}
 SCRATCH = {"scenes": 3000, "passes": 20}  # Table 4: nothing but as many scenes as ECLIP's pair is trained on
 EPOCH = 20_000  # samples between two savings
+PART = 200  # scenes that a process draws at a time
 EVERY = 50  # steps between two entries of the loss curve
 WHOLE = 0.9  # share of the steps after which no token is dropped any more
 MEAN, STD = (
@@ -66,37 +67,46 @@ MEAN, STD = (
 )
 
 
-def prepare(pixels):
+def prepare(pixels, device="cpu"):
     """uint8 [B, 112, 112, 3] -> normalised float32 [B, 3, 112, 112]."""
-    return (torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() - MEAN) / STD
+    images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2).float()
+    return (images - MEAN.to(device)) / STD.to(device)
 
 
 # ---------------------------------------------------------------------------------------- data
 
 
+def _rendered_part(begin, render, indices, path):
+    pixels = np.load(path, mmap_mode="r+")
+    part = [render(index) for index in indices[begin : begin + PART]]
+    pixels[begin : begin + PART] = [image for image, _ in part]
+    return [said for _, said in part]
+
+
 def rendered(path, render, indices):
-    """Memory-mapped uint8 [n, 112, 112, 3] and what else `render` says of each scene: `render(index)` ->
-    (pixels, JSON value); drawn once a path, by all cores."""
-    pixels, words = path.with_suffix(".npy"), path.with_suffix(".json")
+    """Memory-mapped uint8 [n, 112, 112, 3] and what else is said of each scene, [n, ...]: `render(index)` ->
+    (pixels, numbers); drawn once a path, by all cores."""
+    pixels, words = path.with_suffix(".npy"), path.with_suffix(".said.npy")
     if not words.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        array = np.lib.format.open_memmap(pixels, "w+", np.uint8, (len(indices), world.SIZE, world.SIZE, 3))
-        said = []
+        drawing = path.with_suffix(f".{os.getpid()}.npy")
+        np.lib.format.open_memmap(drawing, "w+", np.uint8, (len(indices), world.SIZE, world.SIZE, 3))
+        draw = partial(_rendered_part, render=render, indices=indices, path=drawing)
         with ProcessPoolExecutor() as pool:
-            for k, (image, word) in enumerate(pool.map(render, indices, chunksize=100)):
-                array[k] = image
-                said.append(word)
-        array.flush()
-        words.write_text(json.dumps(said))
-    return np.load(pixels, mmap_mode="r"), json.loads(words.read_text())
+            said = [one for part in pool.map(draw, range(0, len(indices), PART)) for one in part]
+        os.replace(drawing, pixels)
+        np.save(words, np.array(said))
+    return np.load(pixels, mmap_mode="r"), np.load(words)
 
 
 def _training_scene(index, cooccurrence, plans):
-    """Training scene `index`, levels in turn -> its pixels and, for each plan, one caption for each pass."""
+    """Training scene `index`, levels in turn -> its pixels and the tokens int16 [captions, 32] of one caption
+    for each pass of each plan."""
     seed = world.SEEDS["train"]
     scene = world.sample(seed, index, LEVELS[index % 2], cooccurrence=cooccurrence)
-    say = lambda k, rate: world.caption(scene, seed, index, k, background=rate)  # noqa: E731
-    return scene.pixels, [[say(k, rate) for k, rate in enumerate(naming_rates(*plan))] for plan in plans]
+    rates = [(k, rate) for plan in plans for k, rate in enumerate(naming_rates(*plan))]
+    captions = [world.caption(scene, seed, index, k, background=rate) for k, rate in rates]
+    return scene.pixels, networks.tokenizer()(captions).numpy().astype(np.int16)
 
 
 def naming_rates(naming, passes):
@@ -106,22 +116,17 @@ def naming_rates(naming, passes):
 
 
 def training_scenes(folder, recipe, start=0, plans=()):
-    """Pixels (memory-mapped uint8 [scenes, 112, 112, 3]) and tokens (a list of int64 [scenes, 32], one a pass)
-    of a recipe's scenes. `plans`: (naming, passes) of other recipes that the same scenes serve, which are
+    """Pixels (memory-mapped uint8 [scenes, 112, 112, 3]) and tokens (int64 [passes, scenes, 32]) of a recipe's
+    scenes. `plans`: (naming, passes) of other recipes that the same scenes serve, which are
     then drawn once."""
     count, rho, plan = recipe["scenes"], recipe["cooccurrence"], (recipe["naming"], recipe["passes"])
     plans = sorted({plan, *plans})
     named = "-".join(f"named{naming}x{passes}" for naming, passes in plans)
     path = Path(folder, f"train-{start}-{count}-cooccurrence{rho}-{named}.scenes")
     render = partial(_training_scene, cooccurrence=rho, plans=plans)
-    pixels, captions = rendered(path, render, range(start, start + count))
-    passes = zip(*(of_scene[plans.index(plan)] for of_scene in captions), strict=True)
-    with ProcessPoolExecutor() as pool:
-        return pixels, list(pool.map(_tokens, passes))
-
-
-def _tokens(texts):
-    return networks.tokenizer()(list(texts))
+    pixels, tokens = rendered(path, render, range(start, start + count))
+    first = sum(passes for _, passes in plans[: plans.index(plan)])
+    return pixels, torch.from_numpy(tokens[:, first : first + plan[1]].swapaxes(0, 1).astype(np.int64))
 
 
 class Batches:
@@ -190,7 +195,7 @@ def recognition(model, folder, split, length, variants=SPLITS):
             with torch.autocast(device.type, torch.bfloat16, device.type == "cpu" and networks.BF16):
                 features = torch.cat(
                     [
-                        model.encode_image(prepare(pixels[i : i + 50]).to(device)).float()
+                        model.encode_image(prepare(pixels[i : i + 50], device)).float()
                         for i in range(0, length, 50)
                     ]
                 )

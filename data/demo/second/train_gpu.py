@@ -1,4 +1,4 @@
-"""`train_clip.py`'s trainings on a GPU, many at once: every step is one CUDA graph, on a stream of its own.
+"""The trainings of `train_clip.py` and `train_self_supervised.py` on a GPU, many at once: every step is one CUDA graph, on a stream of its own.
 
     python train_gpu.py --folder runs/demo_training "scenes-ViT-32 --seed 1" "scenes-RN --seed 0 --passes 8" ...
 
@@ -12,18 +12,21 @@ import functools
 import math
 import shlex
 import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import networks
 import numpy as np
 import torch
 import train_clip
+import train_self_supervised as self_supervised
 from open_clip.loss import ClipLoss
 from open_clip.transformer import PatchDropout
 from open_clip_train.scheduler import cosine_lr
 from timm.optim import create_optimizer_v2, muon
 from torch import nn
 
-PART = 100  # steps of every training between two looks at the clock
+PART, THREADS = 250, 4  # steps of every training between two looks at the clock; that start graphs
 
 
 def grouped_muon(params, grads, buffers, *, lr, weight_decay, momentum, nesterov, ns_steps, ns_coefficients,
@@ -56,31 +59,85 @@ def order(scenes, batch, seed, passes):
 
 
 class Training:
-    """A training whose step reads everything from the device: scenes, order, learning rate, where it is."""
+    """A training whose step reads everything from the device: scenes, order, learning rate, where it is.
+    Subclasses make `model`, `optimizer`, `rates` (a step's learning rate) and `loss()`, one step's."""
 
+    def __init__(self, asked, learned, rates, device):
+        self.asked, self.device, self.count = asked, device, len(rates)
+        self.optimizer = create_optimizer_v2(
+            learned,
+            asked.recipe["optimizer"],
+            lr=asked.recipe["lr"],
+            weight_decay=asked.recipe["weight_decay"],
+            capturable=device == "cuda",
+        )
+        self.rates, self.lr = torch.tensor(rates, device=device), torch.zeros((), device=device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.losses = torch.zeros(self.count, device=device)
+        self.at = torch.zeros(1, dtype=torch.int64, device=device)
+        self.watched, self.done, self.graphs = {}, 0, []
+        self.dropped = [0]
+
+    def step(self):
+        self.lr.copy_(self.rates[self.at][0])
+        loss = self.learn()
+        with torch.no_grad():
+            self.losses[self.at] = loss
+            self.at += 1
+
+    def drop(self, share):
+        """From now on leave out this share of tokens."""
+
+    def capture(self, warm_up=3):
+        """The first steps as they are, then one graph for the steps that drop tokens and one for all others."""
+        self.stream = torch.cuda.Stream()
+        self.drop(self.dropped[0])
+        with torch.cuda.stream(self.stream):
+            for _ in range(warm_up):
+                self.optimizer.zero_grad(set_to_none=True)
+                self.step()
+        self.stream.synchronize()
+        self.done = warm_up
+        for share in self.dropped:
+            self.drop(share)
+            self.optimizer.zero_grad(set_to_none=True)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.step()
+            self.graphs.append(graph)
+
+    def replay(self, steps):
+        """So many steps more, or as are left; returns before they end."""
+        with torch.cuda.stream(self.stream):
+            for _ in range(min(steps, self.count - self.done)):
+                self.graphs[-1 if self.done >= train_clip.WHOLE * self.count else 0].replay()
+                self.done += 1
+
+    def curve(self, every):
+        return [round(loss, 3) for loss in self.losses[::every].tolist()]
+
+    def costs(self, seconds):
+        machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, TF32"
+        return {"seconds_of_all_trainings": round(seconds), "machine": machine}
+
+
+class ClipTraining(Training):
     def __init__(self, asked, pixels, tokens, device="cuda"):
-        """pixels, tokens: of `training_scenes`, on the device, shared by trainings."""
-        self.asked, self.pixels, self.device, recipe = asked, pixels, device, asked.recipe
+        """pixels, tokens: of `train_clip.training_scenes`, on the device, shared by trainings."""
+        self.pixels, recipe = pixels, asked.recipe
         torch.manual_seed(asked.seed)
         self.model = networks.create(asked.network, recipe["pool"]).to(device)
         steps = order(recipe["scenes"], recipe["batch"], asked.seed, recipe["passes"])
-        a_pass, chosen, *self.moved = [part.to(device) for part in steps]
-        self.chosen, self.count = chosen, len(chosen)
-        self.said = a_pass[:, None] * len(pixels) + chosen
-        self.tokens = tokens
+        a_pass, self.chosen, *self.moved = (part.to(device) for part in steps)
+        self.said, self.tokens = a_pass[:, None] * len(pixels) + self.chosen, tokens.flatten(0, 1)
         self.mean, self.std = train_clip.MEAN.to(device), train_clip.STD.to(device)
-        self.losses = torch.zeros(self.count, device=device)
-        self.at = torch.zeros(1, dtype=torch.int64, device=device)
-        self.optimizer = create_optimizer_v2(
-            self.model, recipe["optimizer"], lr=recipe["lr"], weight_decay=recipe["weight_decay"],
-            capturable=device == "cuda",
-        )  # fmt: skip
-        schedule = cosine_lr(self.optimizer, recipe["lr"], recipe["warmup"], self.count)
-        self.rates = torch.tensor([schedule(k) for k in range(self.count)], device=device)
-        self.lr = torch.zeros((), device=device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
-        self.loss_of, self.watched, self.done, self.graphs = ClipLoss(), {}, 0, []
+        self.loss_of, count = ClipLoss(), len(self.chosen)
+        groups = SimpleNamespace(param_groups=[{}])
+        schedule = cosine_lr(groups, recipe["lr"], recipe["warmup"], count)
+        super().__init__(asked, self.model, [schedule(k) for k in range(count)], device)
+        if recipe["tokens_dropped"]:
+            self.dropped = [recipe["tokens_dropped"], 0]
 
     def batch(self):
         """Images float32 [B, 3, 112, 112] and tokens int64 [B, 32] of the step."""
@@ -93,47 +150,20 @@ class Training:
         images = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
         return images.contiguous(), self.tokens[self.said[self.at][0]]
 
-    def step(self):
+    def learn(self):
         """One step of open_clip's `train_one_epoch`."""
-        with torch.device(self.device):
-            self.lr.copy_(self.rates[self.at][0])
+        with torch.device(self.device):  # open_clip makes indices where it is told
             loss = self.loss_of(**self.model(*self.batch()))
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.asked.recipe["clip"])
-            self.optimizer.step()
-            with torch.no_grad():
-                self.model.logit_scale.clamp_(0, math.log(100))
-                self.losses[self.at] = loss.detach()
-                self.at += 1
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.asked.recipe["clip"])
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, math.log(100))
+        return loss.detach()
 
     def drop(self, share):
         if self.asked.recipe["tokens_dropped"]:
             self.model.visual.patch_dropout = PatchDropout(share) if share else nn.Identity()
-
-    def capture(self, warm_up=3):
-        """The first steps as they are, then one graph for the steps that drop tokens and one for all others."""
-        self.stream, dropped = torch.cuda.Stream(), self.asked.recipe["tokens_dropped"]
-        self.drop(dropped)
-        with torch.cuda.stream(self.stream):
-            for _ in range(warm_up):
-                self.optimizer.zero_grad(set_to_none=True)
-                self.step()
-        self.stream.synchronize()
-        self.done = warm_up
-        for share in [dropped, 0] if dropped else [0]:
-            self.drop(share)
-            self.optimizer.zero_grad(set_to_none=True)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self.stream):
-                self.step()
-            self.graphs.append(graph)
-
-    def replay(self):
-        """One step more, if any is left; returns before it ends."""
-        if self.done < self.count:
-            with torch.cuda.stream(self.stream):
-                self.graphs[-1 if self.done >= train_clip.WHOLE * self.count else 0].replay()
-            self.done += 1
 
     def watch(self):
         """Recognition so far, on validation scenes."""
@@ -144,53 +174,89 @@ class Training:
 
     def shipped(self, seconds):
         """The checkpoint and its card; `seconds`: what all trainings took together. Returns the card's path."""
-        curve = [round(loss, 3) for loss in self.losses[:: train_clip.EVERY].tolist()]
-        machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, TF32"
-        costs = {"seconds_of_all_trainings": round(seconds), "machine": machine}
-        return train_clip.ship(self.asked, self.model, curve, self.watched, **costs)
+        curve = self.curve(train_clip.EVERY)
+        return train_clip.ship(self.asked, self.model, curve, self.watched, **self.costs(seconds))
 
 
-def prepared(lines, folder):
-    """Trainings as `train_clip.py` is asked for them, their scenes drawn and on the device."""
-    asked = [
-        train_clip.Asked(**vars(train_clip.parser().parse_args([*shlex.split(line), "--folder", folder])))
-        for line in lines
-    ]
+class SelfSupervisedTraining(Training):
+    def __init__(self, asked, pixels, device="cuda"):
+        """pixels: of `self_supervised.centric_scenes`, on the device."""
+        self.pixels, recipe = pixels, asked.recipe
+        torch.manual_seed(asked.seed)
+        self.learner = self_supervised.Learner(asked.network, recipe, device)
+        self.chosen = torch.from_numpy(self_supervised.order(recipe, asked.seed)).to(device)
+        steps = [self_supervised.schedule(k, recipe) for k in range(recipe["steps"])]
+        super().__init__(asked, self.learner.learned, [rate for rate, _ in steps], device)
+        self.momenta = torch.tensor([momentum for _, momentum in steps], device=device)
+
+    def learn(self):
+        images = self_supervised.tensor(self.pixels[self.chosen[self.at][0]])
+        return self.learner.step(images, self.optimizer, self.momenta[self.at][0])
+
+    def watch(self):
+        """Accuracy of a linear probe so far."""
+        pixels, classes = self_supervised.centric_scenes(self.asked.folder)
+        first = self_supervised.SCENES
+        self.watched[self.done] = self_supervised.probe(self.learner.shipped, pixels[first:], classes[first:])
+        return self.watched[self.done]
+
+    def shipped(self, seconds):
+        curve = self.curve(self_supervised.EVERY)
+        return self_supervised.ship(
+            self.asked, self.learner.shipped, curve, self.watched, **self.costs(seconds)
+        )
+
+
+def prepared(lines, folder, shared=None):
+    """Trainings as `train_clip.py` or `train_self_supervised.py` is asked for them, their scenes drawn and on
+    the device. `shared`: scenes that are there already."""
+    asked, plans, shared = [], {}, {} if shared is None else shared
+    for line in lines:
+        words = [*shlex.split(line), "--folder", folder]
+        of = train_clip if words[0] in networks.VISION else self_supervised
+        asked.append(of.Asked(**vars(of.parser().parse_args(words))))
     world_of = lambda one: (one.start, one.recipe["scenes"], one.recipe["cooccurrence"])  # noqa: E731
-    plans, pixels, tokens, trainings = {}, {}, {}, []
     for one in asked:
-        plans.setdefault(world_of(one), set()).add((one.recipe["naming"], one.recipe["passes"]))
+        if one.network in networks.VISION:
+            plans.setdefault(world_of(one), set()).add((one.recipe["naming"], one.recipe["passes"]))
+    trainings = []
     for one in asked:
+        if one.network not in networks.VISION:
+            if "centric" not in shared:
+                shared["centric"] = torch.from_numpy(
+                    np.array(self_supervised.centric_scenes(folder)[0])
+                ).cuda()
+            trainings.append(SelfSupervisedTraining(one, shared["centric"]))
+            continue
         drawn = world_of(one)
         said = (*drawn, one.recipe["naming"], one.recipe["passes"])
-        if said not in tokens:
-            found, captions = train_clip.training_scenes(folder, one.recipe, one.start, plans[drawn])
-            if drawn not in pixels:
-                pixels[drawn] = torch.from_numpy(np.array(found)).cuda()
-            tokens[said] = torch.cat(captions).cuda()
-        trainings.append(Training(one, pixels[drawn], tokens[said]))
+        if said not in shared:
+            pixels, tokens = train_clip.training_scenes(folder, one.recipe, one.start, plans[drawn])
+            if drawn not in shared:
+                shared[drawn] = torch.from_numpy(np.array(pixels)).cuda()
+            shared[said] = tokens.cuda()
+        trainings.append(ClipTraining(one, shared[drawn], shared[said]))
     return trainings
 
 
-def train(trainings, seconds=math.inf, watches=5):
+def train(trainings, seconds=math.inf, watches=4):
     """All trainings side by side, to their end or for so many seconds; returns the seconds."""
     begin, last = time.monotonic(), max(training.count for training in trainings)
     watched = {round(last * k / watches / PART) for k in range(1, watches + 1)}
-    for part in range(1, last // PART + 2):
-        running = [training for training in trainings if training.done < training.count]
-        for _ in range(PART):
-            for training in running:
-                training.replay()
-        torch.cuda.synchronize()
-        took = time.monotonic() - begin
-        if part in watched or took > seconds:
-            done = sum(training.done for training in trainings)
-            print(f"{took:.0f} s: step {part * PART} of {last}, {done / took:.0f} steps/s", flush=True)
-            for training in running:
-                loss = float(training.losses[training.done - 50 : training.done].mean())
-                print(f"  {training.asked.path.stem}: {loss:.3f} {training.watch()}", flush=True)
-        if took > seconds:
-            break
+    with ThreadPoolExecutor(THREADS) as threads:
+        for part in range(1, last // PART + 2):
+            running = [training for training in trainings if training.done < training.count]
+            list(threads.map(lambda training: training.replay(PART), running))
+            torch.cuda.synchronize()
+            took, ended = time.monotonic() - begin, [one for one in running if one.done == one.count]
+            if part in watched or ended or took > seconds:
+                done = sum(training.done for training in trainings)
+                print(f"{took:.0f} s: step {part * PART} of {last}, {done / took:.0f} steps/s", flush=True)
+                for training in running if part in watched else ended:
+                    loss = float(training.losses[training.done - 50 : training.done].mean())
+                    print(f"  {training.asked.path.stem}: {loss:.3f} {training.watch()}", flush=True)
+            if took > seconds:
+                break
     return time.monotonic() - begin
 
 

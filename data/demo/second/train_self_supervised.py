@@ -16,7 +16,7 @@ import os
 import platform
 import time
 import warnings
-from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 import eclip_lib  # noqa: F401 (torchvision then imports beside a CPU-only torch)
@@ -28,7 +28,6 @@ import torch
 import world
 from lightly.loss import DINOLoss
 from lightly.models.modules.heads import DINOProjectionHead, MoCoProjectionHead
-from lightly.models.utils import update_momentum
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from timm.models.vision_transformer import VisionTransformer
@@ -65,8 +64,6 @@ OBJECTIVES = {
     | {"steps": 2000, "prototypes": 256, "teacher_temperature": 0.025, "student_temperature": 0.1},
     "scenes-MoCo": RECIPE | {"steps": 2000, "temperature": 0.2},
 }
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-torch.set_default_device(DEVICE)
 MEAN, STD = (torch.tensor(s).view(3, 1, 1) for s in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 
@@ -98,8 +95,7 @@ def centric_scenes(folder):
     """Pixels (memory-mapped uint8 [64000, 112, 112, 3]) and classes (int64 [64000], which only the probe
     reads) of object-centric scenes; rendered once."""
     path = Path(folder, f"centric-{SCENES + PROBED}.scenes")
-    pixels, classes = rendered(path, _render, range(SCENES + PROBED))
-    return pixels, np.array(classes)
+    return rendered(path, _render, range(SCENES + PROBED))
 
 
 def _uniform(n, low, high):
@@ -135,12 +131,22 @@ def _recolour(images):
     images = gray + (images - gray) * _uniform(n, 0.4, 1.3) * (_uniform(n, 0, 1) > 0.1)
     mean = images.mean((1, 2, 3), keepdim=True)
     images = (mean + (images - mean) * _uniform(n, 0.6, 1.3)) * _uniform(n, 0.7, 1.3)
-    return (images.clamp(0, 1) - MEAN) / STD
+    return normalised(images.clamp(0, 1))
 
 
-def _tensor(pixels):
+@cache
+def statistics(device):
+    return MEAN.to(device), STD.to(device)
+
+
+def normalised(images):
+    mean, std = statistics(images.device)
+    return (images - mean) / std
+
+
+def tensor(pixels):
     """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [0, 1]."""
-    return torch.from_numpy(np.array(pixels)).to(DEVICE).permute(0, 3, 1, 2).float().div_(255)
+    return pixels.permute(0, 3, 1, 2).float().div(255)
 
 
 # ---------------------------------------------------------------------------------------- objectives
@@ -184,7 +190,9 @@ def moco(width, recipe):
 
     def one_way(query, key):
         logits = F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).T / recipe["temperature"]
-        return 2 * recipe["temperature"] * F.cross_entropy(logits, torch.arange(len(query)))
+        return (
+            2 * recipe["temperature"] * F.cross_entropy(logits, torch.arange(len(query), device=query.device))
+        )
 
     def loss(teacher, student):
         return one_way(student[0], teacher[1]) + one_way(student[1], teacher[0])
@@ -199,10 +207,10 @@ def moco(width, recipe):
 @torch.no_grad()
 def probe(model, pixels, classes):
     """Accuracy in % of a linear classifier of the class token's output; fitted on half of the scenes."""
-    was_training, mean, std = model.training, MEAN, STD
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    batches = [(_tensor(pixels[i : i + 100]) - mean) / std for i in range(0, len(pixels), 100)]
-    features = torch.cat([model.forward_features(batch)[:, 0] for batch in batches])
+    batches = [torch.from_numpy(np.array(pixels[i : i + 100])).to(device) for i in range(0, len(pixels), 100)]
+    features = torch.cat([model.forward_features(normalised(tensor(batch)))[:, 0] for batch in batches])
     features = F.layer_norm(features, features.shape[1:]).cpu().numpy()
     model.train(was_training)
     half = len(features) // 2
@@ -213,24 +221,70 @@ def probe(model, pixels, classes):
 # ---------------------------------------------------------------------------------------- training
 
 
-def train(network, seed, folder):
-    """Train one model from random weights -> (locked ViT, loss curve, {step: probe accuracy}, seconds). DINO
-    ships its teacher, MoCo v3 its base encoder, as their authors do."""
-    recipe = OBJECTIVES[network]
+class Learner:
+    """Student, teacher and their objective. `shipped`: DINO's teacher, MoCo v3's base encoder, as their
+    authors do."""
+
+    def __init__(self, network, recipe, device="cpu"):
+        self.recipe, self.device = recipe, device
+        with torch.device(device):
+            new_head, predictor, self.loss_of = (dino if "DINO" in network else moco)(128, recipe)
+        # half of the student's tokens are dropped, as in masked siamese networks: it cannot rest on a few
+        self.student = nn.Sequential(create(patch_drop_rate=recipe["tokens_dropped"]), new_head()).to(device)
+        self.teacher = nn.Sequential(create(), new_head()).to(device)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.learned = nn.ModuleList([self.student, predictor.to(device)])
+        self.shipped = self.teacher[0] if "DINO" in network else self.student[0]
+
+    def loss(self, images):
+        """images: float32 [B, 3, 112, 112] in [0, 1] -> the objective of two views of each."""
+        with torch.device(self.device):
+            views = torch.cat([_recolour(_crop(images, *self.recipe["crop"])) for _ in range(2)])
+        with torch.autocast("cpu", torch.bfloat16, self.device == "cpu" and networks.BF16):
+            with torch.no_grad():
+                target = list(self.teacher(views).float().chunk(2))
+            given = list(self.learned[1](self.student(views)).float().chunk(2))
+        return self.loss_of(target, given)
+
+    def step(self, images, optimizer, momentum):
+        """One step; `momentum`: of the teacher. Returns the loss."""
+        loss = self.loss(images)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.learned.parameters(), self.recipe["clip"])
+        optimizer.step()
+        with torch.no_grad():
+            ours, theirs = list(self.student.parameters()), list(self.teacher.parameters())
+            torch._foreach_mul_(theirs, momentum)
+            torch._foreach_add_(theirs, torch._foreach_mul(ours, 1 - momentum))
+        return loss.detach()
+
+
+def schedule(step, recipe):
+    """Learning rate and the teacher's momentum of a step: half a cosine."""
+    wave = (1 + math.cos(math.pi * step / recipe["steps"])) / 2
+    rate = recipe["lr"] * min(1, (step + 1) / recipe["warmup"]) * (1e-3 + wave)
+    return rate, 1 - (1 - recipe["momentum"]) * wave
+
+
+def order(recipe, seed):
+    """Scenes of every step, int64 [steps, B]: permutations of all, one after the other."""
+    a_pass = SCENES // recipe["batch"]
+    passes = math.ceil(recipe["steps"] / a_pass)
+    chosen = [np.random.default_rng((seed, k)).permutation(SCENES) for k in range(passes)]
+    chosen = [part[: a_pass * recipe["batch"]].reshape(a_pass, -1) for part in chosen]
+    return np.concatenate(chosen)[: recipe["steps"]]
+
+
+def train(network, seed, folder, recipe):
+    """Train one model from random weights -> (locked ViT, loss curve, {step: probe accuracy}, seconds)."""
     pixels, classes = centric_scenes(folder)
     torch.manual_seed(seed)
-    new_head, predictor, loss_of = (dino if "DINO" in network else moco)(128, recipe)
-    # half of the student's tokens are dropped, as in masked siamese networks: it cannot rest on a few
-    student = nn.Sequential(create(patch_drop_rate=recipe["tokens_dropped"]), new_head())
-    teacher = nn.Sequential(create(), new_head())
-    teacher.load_state_dict(student.state_dict())
-    teacher.requires_grad_(False)
-    shipped = teacher[0] if "DINO" in network else student[0]
-    learned = nn.ModuleList([student, predictor])
+    learner, chosen = Learner(network, recipe), order(recipe, seed)
     optimizer = create_optimizer_v2(
-        learned, recipe["optimizer"], lr=recipe["lr"], weight_decay=recipe["weight_decay"]
+        learner.learned, recipe["optimizer"], lr=recipe["lr"], weight_decay=recipe["weight_decay"]
     )
-    parts = {"teacher": teacher, "learned": learned, "optimizer": optimizer}
+    parts = {"teacher": learner.teacher, "learned": learner.learned, "optimizer": optimizer}
     curve, probed, begin, saved, first = (
         [],
         {},
@@ -243,35 +297,23 @@ def train(network, seed, folder):
         for name, part in parts.items():
             part.load_state_dict(kept[name])
         curve, probed, first, begin = kept["curve"], kept["probed"], kept["step"], begin - kept["seconds"]
-    recent, on_cpu = [], DEVICE == "cpu"
+    recent = []
     for step in range(first, recipe["steps"]):
         torch.manual_seed(seed * 10**6 + step)  # views and dropped tokens: a resumed run sees the same ones
-        wave = (1 + math.cos(math.pi * step / recipe["steps"])) / 2
+        rate, momentum = schedule(step, recipe)
         for group in optimizer.param_groups:
-            group["lr"] = recipe["lr"] * min(1, (step + 1) / recipe["warmup"]) * (1e-3 + wave)
-        chosen = np.sort(np.random.default_rng((seed, step)).choice(SCENES, recipe["batch"], replace=False))
-        images = _tensor(pixels[chosen])
-        views = torch.cat([_recolour(_crop(images, *recipe["crop"])) for _ in range(2)])
-        with torch.autocast("cpu", torch.bfloat16, on_cpu and networks.BF16):
-            with torch.no_grad():
-                target = list(teacher(views).float().chunk(2))
-            # the backward pass of the fused kernel is slower on a CPU
-            with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
-                given = list(predictor(student(views)).float().chunk(2))
-            loss = loss_of(target, given)
+            group["lr"] = rate
         optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(learned.parameters(), recipe["clip"])
-        optimizer.step()
-        update_momentum(student, teacher, 1 - (1 - recipe["momentum"]) * wave)
-        recent.append(loss.item())
+        images = tensor(torch.from_numpy(pixels[np.sort(chosen[step])]))
+        with sdpa_kernel(SDPBackend.MATH):  # the backward pass of the fused kernel is slower on a CPU
+            recent.append(learner.step(images, optimizer, momentum).item())
         if not math.isfinite(recent[-1]):
             raise RuntimeError(f"{network}: the loss is {recent[-1]} at step {step}")
         if (step + 1) % EVERY == 0:
             curve.append(round(sum(recent) / len(recent), 3))
             recent = []
         if (step + 1) % SAVE == 0 or step + 1 == recipe["steps"]:
-            probed[step + 1] = probe(shipped, pixels[SCENES:], classes[SCENES:])
+            probed[step + 1] = probe(learner.shipped, pixels[SCENES:], classes[SCENES:])
             print(time.strftime("%H:%M"), network, step + 1, curve[-1], probed, flush=True)
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {
@@ -282,30 +324,41 @@ def train(network, seed, folder):
             }
             torch.save(state, partial := saved.with_suffix(".partial"))
             os.replace(partial, saved)
-    return shipped.eval().requires_grad_(False), curve, probed, time.process_time() - begin
+    return learner.shipped, curve, probed, time.process_time() - begin
 
 
-def ship(network, seed, folder):
-    """Train, write the checkpoint (fp16) and its card. Returns the card's path."""
-    model, curve, probed, seconds = train(network, seed, folder)
-    path, recipe = HERE / f"{network}-seed{seed}.safetensors", OBJECTIVES[network]
+class Asked:
+    """A training as the command line names it: its network, seed, recipe, and the checkpoint's path."""
+
+    def __init__(self, network, seed=0, folder="", **changes):
+        changes = {key: value for key, value in changes.items() if value is not None}
+        self.network, self.seed, self.folder = network, seed, folder
+        self.recipe = OBJECTIVES[network] | changes
+        words = [network, *(f"{key}-{value}" for key, value in changes.items()), f"seed{seed}"]
+        self.path = HERE / ("-".join(words) + ".safetensors")
+        flags = "".join(f" --{key} {value}" for key, value in changes.items())
+        self.command = f"python train_self_supervised.py {network} --seed {seed}{flags}"
+
+
+def ship(asked, model, curve, probed, **costs):
+    """Write a trained model's checkpoint (fp16) and its card; `costs`: what the training took. Returns the
+    card's path."""
+    path, recipe = asked.path, asked.recipe
     state = {
         name: t.half().contiguous().cpu() if t.is_floating_point() else t.cpu()
         for name, t in model.state_dict().items()
     }
     save_file(state, str(path))
-    pixels, classes = centric_scenes(folder)
-    torch.manual_seed(seed)
+    pixels, classes = centric_scenes(asked.folder)
+    torch.manual_seed(asked.seed)
     card = {
-        "network": network,
-        "seed": seed,
-        "command": f"python train_self_supervised.py {network} --seed {seed} --steps {recipe['steps']}",
+        "network": asked.network,
+        "seed": asked.seed,
+        "command": asked.command,
         "data": f"the first {SCENES:,} scenes of the unlabelled split; neither captions nor masks",
         "recipe": recipe,
         "views_seen": 2 * recipe["steps"] * recipe["batch"],
-        "core_seconds": round(seconds),
-        "machine": f"{torch.cuda.get_device_name() if DEVICE == 'cuda' else platform.machine() + ' CPU, 1 core'}, "
-        f"torch {torch.__version__}",
+        **costs,
         "tried": "README.md lists every recipe that was tried",
         "parameters": sum(t.numel() for t in state.values()),
         "final_loss": round(sum(curve[-5:]) / 5, 3),
@@ -321,16 +374,23 @@ def ship(network, seed, folder):
     return path.with_suffix(".json")
 
 
-if __name__ == "__main__":
+def parser():
+    """What a training is asked with -> `argparse.ArgumentParser`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("network", choices=OBJECTIVES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--folder", default="runs/demo_training", help="scratch: rendered scenes, unfinished runs"
     )
-    parser.add_argument("--steps", type=int, help="in place of the recipe's")
-    options = parser.parse_args()
-    if options.steps:
-        OBJECTIVES[options.network]["steps"] = options.steps
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--tokens_dropped", type=float)
+    return parser
+
+
+if __name__ == "__main__":
+    asked = Asked(**vars(parser().parse_args()))
     torch.set_num_threads(1)
-    print(ship(options.network, options.seed, options.folder))
+    *trained, seconds = train(asked.network, asked.seed, asked.folder, asked.recipe)
+    machine = f"{platform.machine()} CPU, 1 of {os.cpu_count()} cores, torch {torch.__version__}"
+    print(ship(asked, *trained, core_seconds=round(seconds), machine=machine))
