@@ -27,13 +27,11 @@ import numpy as np
 import torch
 import world
 from open_clip.loss import ClipLoss
-from open_clip.transformer import PatchDropout
 from open_clip_train.scheduler import cosine_lr
 from open_clip_train.train import train_one_epoch
 from safetensors.torch import save_file
 from sklearn.metrics import average_precision_score
 from timm.optim import create_optimizer_v2
-from torch import nn
 from torch.nn import functional as F
 
 HERE = Path(__file__).parent
@@ -52,15 +50,11 @@ RECIPE = {
     "warmup": 100,
     "clip": 1.0,
     "precision": "amp_bf16" if networks.BF16 else "fp32",
-    "tokens_dropped": 0.0,
 }
-# four times the tokens: half are dropped in all but the last tenth of the steps (Li et al., FLIP, 2023)
-RECIPES = {"scenes-ViT-32": RECIPE, "scenes-ViT-16": RECIPE | {"tokens_dropped": 0.5}, "scenes-RN": RECIPE}
 SCRATCH = {"scenes": 3000, "passes": 20}  # Table 4: nothing but as many scenes as ECLIP's pair is trained on
 EPOCH = 20_000  # samples between two savings
 PART = 200  # scenes that a process draws at a time
 EVERY = 50  # steps between two entries of the loss curve
-WHOLE = 0.9  # share of the steps after which no token is dropped any more
 MEAN, STD = (
     (255 * torch.tensor(s)).view(1, 3, 1, 1)
     for s in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -255,9 +249,6 @@ def train(network, name, seed, folder, recipe, start=0):
             begin - kept["seconds"],
         )
     for epoch in range(first, epochs):
-        if recipe["tokens_dropped"]:
-            whole = epoch >= WHOLE * epochs
-            model.visual.patch_dropout = nn.Identity() if whole else PatchDropout(recipe["tokens_dropped"])
         train_one_epoch(
             model,
             {"train": batches},
@@ -286,7 +277,7 @@ class Asked:
     def __init__(self, network, seed=0, folder="", scratch=False, **changes):
         changes = {key: value for key, value in changes.items() if value is not None}
         self.network, self.seed, self.folder = network, seed, folder
-        self.recipe = RECIPES[network] | changes | (SCRATCH if scratch else {})
+        self.recipe = RECIPE | changes | (SCRATCH if scratch else {})
         self.start = SCENES if scratch else 0
         words = [network, *(f"{key}-{value}" for key, value in changes.items())]
         words.append("scratch" if scratch else f"seed{seed}")

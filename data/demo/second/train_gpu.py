@@ -21,7 +21,6 @@ import torch
 import train_clip
 import train_self_supervised as self_supervised
 from open_clip.loss import ClipLoss
-from open_clip.transformer import PatchDropout
 from open_clip_train.scheduler import cosine_lr
 from timm.optim import create_optimizer_v2, muon
 from torch import nn
@@ -76,8 +75,7 @@ class Training:
             group["lr"] = self.lr
         self.losses = torch.zeros(self.count, device=device)
         self.at = torch.zeros(1, dtype=torch.int64, device=device)
-        self.watched, self.done, self.graphs = {}, 0, []
-        self.dropped = [0]
+        self.watched, self.done = {}, 0
 
     def step(self):
         self.lr.copy_(self.rates[self.at][0])
@@ -86,32 +84,24 @@ class Training:
             self.losses[self.at] = loss
             self.at += 1
 
-    def drop(self, share):
-        """From now on leave out this share of tokens."""
-
     def capture(self, warm_up=3):
-        """The first steps as they are, then one graph for the steps that drop tokens and one for all others."""
-        self.stream = torch.cuda.Stream()
-        self.drop(self.dropped[0])
+        """The first steps as they are, then the graph of one."""
+        self.stream, self.graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream):
             for _ in range(warm_up):
                 self.optimizer.zero_grad(set_to_none=True)
                 self.step()
         self.stream.synchronize()
         self.done = warm_up
-        for share in self.dropped:
-            self.drop(share)
-            self.optimizer.zero_grad(set_to_none=True)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self.stream):
-                self.step()
-            self.graphs.append(graph)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(self.graph, stream=self.stream):
+            self.step()
 
     def replay(self, steps):
         """So many steps more, or as are left; returns before they end."""
         with torch.cuda.stream(self.stream):
             for _ in range(min(steps, self.count - self.done)):
-                self.graphs[-1 if self.done >= train_clip.WHOLE * self.count else 0].replay()
+                self.graph.replay()
                 self.done += 1
 
     def curve(self, every):
@@ -136,8 +126,6 @@ class ClipTraining(Training):
         groups = SimpleNamespace(param_groups=[{}])
         schedule = cosine_lr(groups, recipe["lr"], recipe["warmup"], count)
         super().__init__(asked, self.model, [schedule(k) for k in range(count)], device)
-        if recipe["tokens_dropped"]:
-            self.dropped = [recipe["tokens_dropped"], 0]
 
     def batch(self):
         """Images float32 [B, 3, 112, 112] and tokens int64 [B, 32] of the step."""
@@ -161,13 +149,8 @@ class ClipTraining(Training):
             self.model.logit_scale.clamp_(0, math.log(100))
         return loss.detach()
 
-    def drop(self, share):
-        if self.asked.recipe["tokens_dropped"]:
-            self.model.visual.patch_dropout = PatchDropout(share) if share else nn.Identity()
-
     def watch(self):
         """Recognition so far, on validation scenes."""
-        self.drop(0)
         found = train_clip.recognition(self.model, self.asked.folder, "validation", 200, {"": {}})
         self.watched[self.done * self.asked.recipe["batch"]] = found
         return found
