@@ -63,7 +63,7 @@ MEAN, STD = (
 
 def prepare(pixels, device="cpu"):
     """uint8 [B, 112, 112, 3] -> normalised float32 [B, 3, 112, 112]."""
-    images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2).float()
+    images = torch.from_numpy(np.array(pixels)).to(device).permute(0, 3, 1, 2).float()
     return (images - MEAN.to(device)) / STD.to(device)
 
 

@@ -1,10 +1,10 @@
-"""The trainings of `train_clip.py` and `train_self_supervised.py` on a GPU, many at once: every step is one CUDA graph, on a stream of its own.
+"""The trainings of `train_clip.py` and `train_self_supervised.py` on a GPU: every step is one CUDA graph.
 
     python train_gpu.py --folder runs/demo_training "scenes-ViT-32 --seed 1" "scenes-RN --seed 0 --passes 8" ...
 
 The networks are too small to keep a GPU busy: what costs is to start a thousand kernels a step, and a graph
-starts them all. Same scenes, captions, order, losses and optimizer as open_clip's loop on a CPU (a test
-compares them); float32, on tensor cores as TF32, and Muon's iteration in bfloat16.
+starts them all. The scenes, captions, order, losses and optimizer of open_clip's loop on a CPU, whose losses
+it gives to three digits; float32, on tensor cores as TF32, and Muon's iteration in bfloat16.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import functools
 import math
 import shlex
 import time
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import networks
@@ -25,7 +24,7 @@ from open_clip_train.scheduler import cosine_lr
 from timm.optim import create_optimizer_v2, muon
 from torch import nn
 
-PART, THREADS = 250, 4  # steps of every training between two looks at the clock; that start graphs
+PARTS = 4  # of a training, after each of which recognition is measured
 
 
 def grouped_muon(params, grads, buffers, *, lr, weight_decay, momentum, nesterov, ns_steps, ns_coefficients,
@@ -75,7 +74,7 @@ class Training:
             group["lr"] = self.lr
         self.losses = torch.zeros(self.count, device=device)
         self.at = torch.zeros(1, dtype=torch.int64, device=device)
-        self.watched, self.done = {}, 0
+        self.watched, self.done, self.seconds = {}, 0, 0.0
 
     def step(self):
         self.lr.copy_(self.rates[self.at][0])
@@ -98,18 +97,21 @@ class Training:
             self.step()
 
     def replay(self, steps):
-        """So many steps more, or as are left; returns before they end."""
+        """So many steps more; returns when they have ended."""
+        begin = time.monotonic()
         with torch.cuda.stream(self.stream):
-            for _ in range(min(steps, self.count - self.done)):
+            for _ in range(steps):
                 self.graph.replay()
-                self.done += 1
+        self.stream.synchronize()
+        self.done += steps
+        self.seconds += time.monotonic() - begin
 
     def curve(self, every):
         return [round(loss, 3) for loss in self.losses[::every].tolist()]
 
-    def costs(self, seconds):
+    def costs(self):
         machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, TF32"
-        return {"seconds_of_all_trainings": round(seconds), "machine": machine}
+        return {"seconds": round(self.seconds), "machine": machine}
 
 
 class ClipTraining(Training):
@@ -155,10 +157,10 @@ class ClipTraining(Training):
         self.watched[self.done * self.asked.recipe["batch"]] = found
         return found
 
-    def shipped(self, seconds):
-        """The checkpoint and its card; `seconds`: what all trainings took together. Returns the card's path."""
+    def shipped(self):
+        """Write the checkpoint and its card; returns the card's path."""
         curve = self.curve(train_clip.EVERY)
-        return train_clip.ship(self.asked, self.model, curve, self.watched, **self.costs(seconds))
+        return train_clip.ship(self.asked, self.model, curve, self.watched, **self.costs())
 
 
 class SelfSupervisedTraining(Training):
@@ -183,78 +185,40 @@ class SelfSupervisedTraining(Training):
         self.watched[self.done] = self_supervised.probe(self.learner.shipped, pixels[first:], classes[first:])
         return self.watched[self.done]
 
-    def shipped(self, seconds):
+    def shipped(self):
         curve = self.curve(self_supervised.EVERY)
-        return self_supervised.ship(
-            self.asked, self.learner.shipped, curve, self.watched, **self.costs(seconds)
-        )
+        return self_supervised.ship(self.asked, self.learner.shipped, curve, self.watched, **self.costs())
 
 
-def prepared(lines, folder, shared=None):
-    """Trainings as `train_clip.py` or `train_self_supervised.py` is asked for them, their scenes drawn and on
-    the device. `shared`: scenes that are there already."""
-    asked, plans, shared = [], {}, {} if shared is None else shared
-    for line in lines:
-        words = [*shlex.split(line), "--folder", folder]
-        of = train_clip if words[0] in networks.VISION else self_supervised
-        asked.append(of.Asked(**vars(of.parser().parse_args(words))))
-    world_of = lambda one: (one.start, one.recipe["scenes"], one.recipe["cooccurrence"])  # noqa: E731
-    for one in asked:
-        if one.network in networks.VISION:
-            plans.setdefault(world_of(one), set()).add((one.recipe["naming"], one.recipe["passes"]))
-    trainings = []
-    for one in asked:
-        if one.network not in networks.VISION:
-            if "centric" not in shared:
-                shared["centric"] = torch.from_numpy(
-                    np.array(self_supervised.centric_scenes(folder)[0])
-                ).cuda()
-            trainings.append(SelfSupervisedTraining(one, shared["centric"]))
-            continue
-        drawn = world_of(one)
-        said = (*drawn, one.recipe["naming"], one.recipe["passes"])
-        if said not in shared:
-            pixels, tokens = train_clip.training_scenes(folder, one.recipe, one.start, plans[drawn])
-            if drawn not in shared:
-                shared[drawn] = torch.from_numpy(np.array(pixels)).cuda()
-            shared[said] = tokens.cuda()
-        trainings.append(ClipTraining(one, shared[drawn], shared[said]))
-    return trainings
+def asked(line, folder):
+    """What `train_clip.py` or `train_self_supervised.py` is asked for in `line`."""
+    words = [*shlex.split(line), "--folder", folder]
+    of = train_clip if words[0] in networks.VISION else self_supervised
+    return of.Asked(**vars(of.parser().parse_args(words)))
 
 
-def train(trainings, seconds=math.inf, watches=4):
-    """All trainings side by side, to their end or for so many seconds; returns the seconds."""
-    begin, last = time.monotonic(), max(training.count for training in trainings)
-    watched = {round(last * k / watches / PART) for k in range(1, watches + 1)}
-    with ThreadPoolExecutor(THREADS) as threads:
-        for part in range(1, last // PART + 2):
-            running = [training for training in trainings if training.done < training.count]
-            list(threads.map(lambda training: training.replay(PART), running))
-            torch.cuda.synchronize()
-            took, ended = time.monotonic() - begin, [one for one in running if one.done == one.count]
-            if part in watched or ended or took > seconds:
-                done = sum(training.done for training in trainings)
-                print(f"{took:.0f} s: step {part * PART} of {last}, {done / took:.0f} steps/s", flush=True)
-                for training in running if part in watched else ended:
-                    loss = float(training.losses[training.done - 50 : training.done].mean())
-                    print(f"  {training.asked.path.stem}: {loss:.3f} {training.watch()}", flush=True)
-            if took > seconds:
-                break
-    return time.monotonic() - begin
+def scenes(asked):
+    """The scenes of a training on the device, as its class takes them."""
+    if asked.network not in networks.VISION:
+        return [torch.from_numpy(np.array(self_supervised.centric_scenes(asked.folder)[0])).cuda()]
+    pixels, tokens = train_clip.training_scenes(asked.folder, asked.recipe, asked.start)
+    return torch.from_numpy(np.array(pixels)).cuda(), tokens.cuda()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("asked", nargs="+", help="what train_clip.py is asked with, each in quotes")
+    parser.add_argument("asked", nargs="+", help="what the other two are asked with, each in quotes")
     parser.add_argument("--folder", default="runs/demo_training", help="scratch: rendered scenes")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so many, ship nothing")
     given = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     muon._single_tensor_muon = grouped_muon
-    trainings = prepared(given.asked, given.folder)
-    for training in trainings:
+    for line in given.asked:
+        one = asked(line, given.folder)
+        training = (ClipTraining if one.network in networks.VISION else SelfSupervisedTraining)(
+            one, *scenes(one)
+        )
         training.capture()
-    took = train(trainings, given.seconds)
-    if took < given.seconds:
-        for training in trainings:
-            print(training.shipped(took))
+        for part in range(1, 1 + PARTS):
+            training.replay(training.count * part // PARTS - training.done)
+            print(time.strftime("%H:%M:%S"), one.path.stem, training.done, training.watch(), flush=True)
+        print(training.shipped())
