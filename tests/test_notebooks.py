@@ -105,6 +105,17 @@ def test_one_figure_or_table_finds_its_notebook(house):
     assert "figure_8_and_12.png" in said and "figure_10" not in said
 
 
+def test_a_notebook_runs_as_far_as_the_figure_that_is_wanted(house):
+    """What follows is not run, and the notebook does not count as done."""
+    write(house / "notebooks", "03_more.ipynb", "names = ['table_5']", "name = 'figure_13'", "1 / 0")
+    for wanted, fate in (("figure_13", "done"), ("table_5", "done"), ("figure_99", "failed")):
+        only = [house / "notebooks" / "03_more.ipynb"]
+        outcome = notebooks.reproduce(out=str(house / "run"), only=only, wanted=[wanted])
+        assert outcome["03_more"].startswith(fate), wanted
+    made = {path.name: nbformat.read(path, 4) for path in (house / "run" / "notebooks").glob("[!.]*")}
+    assert len(made["03_more-figure_13.ipynb"].cells) == 4 and len(made["03_more-table_5.ipynb"].cells) == 3
+
+
 def test_every_figure_and_table_of_the_paper_is_made_by_the_notebooks():
     made = {"01": "figure_1 figure_6 figure_10", "02": "figure_2", "03": "figure_3 table_3"}
     made |= {"04": "figure_4 figure_9 table_5", "05": "figure_5"}

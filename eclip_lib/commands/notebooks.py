@@ -9,6 +9,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
+import nbformat
 import papermill
 from tqdm.auto import tqdm
 
@@ -41,10 +42,10 @@ def _source(path):
 # ---------------------------------------------------------------------- what makes what
 
 
-def names_in(path):
-    """What a notebook calls its own tables and figures: its strings, and the parts of f-strings, but those of
-    tables that it quotes."""
-    nodes = set(ast.walk(ast.parse(_source(path))))
+def names_in(code):
+    """What a notebook's code calls its own tables and figures: its strings, and the parts of f-strings, but
+    those of tables that it quotes."""
+    nodes = set(ast.walk(ast.parse(code)))
     calls = [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
     quoted = {word for call in calls if call.func.attr in ("reported", "beside") for word in call.args}
     found = {str(node.value) for node in nodes - quoted if isinstance(node, ast.Constant)}
@@ -54,8 +55,18 @@ def names_in(path):
 def notebooks_that_make(name):
     """The notebooks that save a table or figure of this name ("figure_10", "table_1", …), else one of it and
     more ("figure_10_scenes", "figure_8_and_12")."""
-    exact = [path for path in notebooks() if name in names_in(path)]
-    return exact or [path for path in notebooks() if any(is_of(name, other) for other in names_in(path))]
+    found = {path: names_in(_source(path)) for path in notebooks()}
+    exact = [path for path, names in found.items() if name in names]
+    return exact or [path for path, names in found.items() if any(is_of(name, other) for other in names)]
+
+
+def until(path, wanted):
+    """A notebook as far as the last cell that makes a figure or table of `wanted`; None where none does."""
+    book = nbformat.read(path, 4)
+    code = [cell.source if cell.cell_type == "code" else "" for cell in book.cells]
+    makes = [k for k, text in enumerate(code) for own in names_in(text) if any(is_of(n, own) for n in wanted)]
+    book.cells = book.cells[: max(makes, default=-1) + 1]
+    return book if makes else None
 
 
 def is_of(name, other):
@@ -109,13 +120,14 @@ def results_read(run, path):
     return [[*name, files.digest(file)] for name, file in sorted(found.items())]
 
 
-def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters):
+def reproduce(profile="demo", only=None, force=False, go_on=False, wanted=(), **parameters):
     """Execute the notebooks (all, or those in `only`) into the run's folder, on a CPU two at once where
     neither waits for the other, with the progress of the work in them, after a look whether all that they
     need is there (`preflight.left_out`).
 
     A failed notebook does not stop the others; one that is done already, from the same contents, is skipped
-    unless `force`. Returns {notebook name: "done", "skipped" or the error}."""
+    unless `force`. Those that make a figure or table of `wanted` run as far as that, beside the run's own.
+    Returns {notebook name: "done", "skipped" or the error}."""
     parameters["part"] = ""
     run = load_profile(profile, **parameters)
     preflight.require_known(run, run.device)
@@ -139,7 +151,7 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
             ready = ready if ready or running else waiting[:1]  # two that wait for each other
             for path in ready[: at_once - len(running)]:
                 waiting.remove(path)
-                running[pool.submit(_outcome, run, path, common, given, force)] = path
+                running[pool.submit(_outcome, run, path, common, given, force, wanted)] = path
             for job in wait(running, return_when=FIRST_COMPLETED).done:
                 path = running.pop(job)
                 outcome[path.stem] = job.result()
@@ -155,14 +167,25 @@ def _at_once(device):
     return 2
 
 
-def _outcome(run, path, common, given, force):
+def _outcome(run, path, common, given, force, wanted):
     target = Path(os.path.realpath(run.out / "notebooks" / path.name))  # a link is written through
     mark = run.record.read().get("notebooks", {}).get(path.stem, {})
     key = files.digest([common, _source(path), results_read(run, path)])
     done = (mark.get("state"), mark.get("inputs")) == ("complete", key) and target.exists()
     made = ((run.place / name, sha) for name, sha in mark.get("made", {}).items())
     done = done and all(file.is_file() and files.digest(file) == sha for file, sha in made)
-    return "skipped" if done and not force else _execute(run, path, target, key, given)
+    if done and not force:
+        return "skipped"
+    if book := until(path, wanted):
+        return _execute(path, book, target.with_stem("-".join([path.stem, *wanted])), given)
+    begin = time.time()
+    outcome = _execute(path, None, target, given)
+    if outcome != "done":
+        run.note(path.stem, begin, outcome.partition(" (see ")[0])
+        return outcome
+    made = run.record.read().get("notebooks", {}).get(path.stem, {}).get("made", {})  # told by its `check`
+    run.note(path.stem, begin, "complete", inputs=key, made=made)
+    return outcome
 
 
 def make(profile, wanted, force=False, go_on=False, **parameters):
@@ -170,8 +193,8 @@ def make(profile, wanted, force=False, go_on=False, **parameters):
     outcome, lines that say where tables and figures are). Raises ValueError where no notebook makes one."""
     run = load_profile(profile, **parameters)
     only = needed(run, wanted)
-    tqdm.write("\n".join(to_run(run, only)))
-    outcome = reproduce(profile, only, force, go_on, **parameters)
+    tqdm.write("\n".join(to_run(run, only, wanted)))
+    outcome = reproduce(profile, only, force, go_on, wanted, **parameters)
     made = [path for kind in ("tables", "figures") for path in sorted((run.out / kind).glob("[!.]*"))]
     made = [path for path in made if not wanted or any(is_of(name, path.stem) for name in wanted)]
     return outcome, [f"{path.parent.name[:-1]:7} {path}" for path in made]
@@ -193,35 +216,34 @@ def needed(run, wanted):
     return sorted(only)
 
 
-def to_run(run, paths):
-    """A line a notebook: how long it took when the committed results were made."""
+def to_run(run, paths, wanted=()):
+    """A line a notebook, and as far as what: how long all of it took when the committed results were made."""
     timed = provenance.Record(REPOSITORY / "results" / run.name / "run.json").read().get("notebooks", {})
     minutes = {name: f"{part['seconds'] / 60:.1f} minutes" for name, part in timed.items()}
     took = {name: f"{said} when results/{run.name} was made" for name, said in minutes.items()}
-    return [f"to run: {path.stem}, {took.get(path.stem, 'not timed yet')}" for path in paths]
+    part = f" as far as {' and '.join(wanted)}; all of it:"
+    parts = {path.stem: part if until(path, wanted) else "," for path in paths}
+    return [f"to run: {name}{part} {took.get(name, 'not timed yet')}" for name, part in parts.items()]
 
 
-def run_notebook(path, target, parameters, bar=False):
-    """Execute a notebook with those of the parameters that it or a profile has, in this folder -> the
-    executed notebook, also written to `target` unless that is None."""
+def run_notebook(path, target, parameters, bar=False, part=None):
+    """Execute a notebook, or only `part` of it, with those of the parameters that it or a profile has, in
+    this folder -> the executed notebook, also written to `target` unless that is None."""
     known = {*papermill.inspect_notebook(str(path)), *Profile.model_fields, "part", "dropped"}
     given = {name: value for name, value in parameters.items() if name in known}
     options = {"cwd": os.getcwd(), "progress_bar": bar, **KERNEL}
-    return papermill.execute_notebook(str(path), target and str(target), parameters=given, **options)
+    return papermill.execute_notebook(part or str(path), target and str(target), parameters=given, **options)
 
 
-def _execute(run, path, target, key, parameters):
+def _execute(path, part, target, parameters):
     target.parent.mkdir(parents=True, exist_ok=True)
-    begin, unfinished = time.time(), target.with_name(f".{path.stem}.eclip-partial.ipynb")
+    unfinished = target.with_name(f".{target.stem}.eclip-partial.ipynb")
     try:
-        run_notebook(path, unfinished, parameters, {"desc": path.stem})
+        run_notebook(path, unfinished, parameters, {"desc": path.stem}, part)
     except Exception as error:
         if unfinished.exists():
             os.replace(unfinished, target)  # it shows where it failed
         last = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        run.note(path.stem, begin, f"failed: {last}")
         return f"failed: {last} (see {target})"
     os.replace(unfinished, target)
-    made = run.record.read().get("notebooks", {}).get(path.stem, {}).get("made", {})  # told by its `check`
-    run.note(path.stem, begin, "complete", inputs=key, made=made)
     return "done"
