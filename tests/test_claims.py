@@ -45,7 +45,8 @@ UP, OPEN, DOWN = "5,4,6", "1,-1,3", "-5,-6,-4"
         ([UP, OPEN], "undecided"),
         ([OPEN], "undecided"),
         ([UP, UP, UP, DOWN], "mixed"),
-        ([OPEN, DOWN], "mixed"),
+        ([OPEN, DOWN], "undecided"),
+        ([OPEN, DOWN, DOWN], "mostly contradicted"),
         ([DOWN, DOWN], "contradicted"),
     ],
 )

@@ -16,13 +16,15 @@ import yaml
 
 from .cases import KINDS, frame
 
-SUPPORTED, MOSTLY, MIXED, UNDECIDED, CONTRADICTED = "supported mostly mixed undecided contradicted".split()
+SUPPORTED, MOSTLY, MIXED, UNDECIDED = "supported", "mostly", "mixed", "undecided"
+MOSTLY_NOT, CONTRADICTED = "mostly contradicted", "contradicted"
 CONSTRUCTION, UNTESTABLE, UNMEASURED = "by construction", "not testable here", "not measured"
 VERDICTS = {
     SUPPORTED: "every case above 0 with its whole interval (where nothing has one, its value)",
     MOSTLY: "two thirds above, none below",
-    UNDECIDED: "fewer above, none below",
-    MIXED: "some below, not all",
+    UNDECIDED: "fewer on one side, none on the other",
+    MIXED: "some above, some below",
+    MOSTLY_NOT: "two thirds below, none above",
     CONTRADICTED: "every case below",
     CONSTRUCTION: "it could not come out otherwise; checked all the same",
     UNTESTABLE: "this run has no such network or dataset",
@@ -70,10 +72,14 @@ def _read(folders, name):
 
 def _verdict(above, undecided, below):
     """What the counts of cases say, see `VERDICTS`."""
-    count = above + undecided + below
-    if below:
-        return CONTRADICTED if below == count else MIXED
-    return SUPPORTED if above == count else MOSTLY if 3 * above >= 2 * count else UNDECIDED
+    if above and below:
+        return MIXED
+    count, most = above + undecided + below, max(above, below)
+    if most == count:
+        return SUPPORTED if above else CONTRADICTED
+    if 3 * most < 2 * count:
+        return UNDECIDED
+    return MOSTLY if above else MOSTLY_NOT
 
 
 def number(value):

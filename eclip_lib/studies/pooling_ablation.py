@@ -182,11 +182,12 @@ def loss_figure(losses, chance):
 
 
 def wide(result):
-    """A table over trainings as the paper prints it: a row a dataset and network, kinds side by side."""
+    """A table over trainings for the eye: a row a dataset, network and measure, poolings side by side."""
     if result.empty:
         return result
     index = [c for c in ("dataset", "network", "reads") if c in result]
-    return result.pivot_table(index=index, columns="pooling", values=["mIoU", "mSC"], sort=False)
+    beside = result.pivot_table(index=index, columns="pooling", values=["mIoU", "mSC"], sort=False)
+    return beside.stack(0, future_stack=True)
 
 
 def table_3_figure(measured, title):

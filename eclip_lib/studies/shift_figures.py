@@ -36,13 +36,15 @@ def figure_4(run, network, name, count=3):
     average against max."""
     clip, shown = run.load_clip(network), examples(run.load_dataset(name), count)
     figure, axes = plots.grid(len(shown), 4, (9, 2.4 * len(shown)))
+    titles = [*(f"{pooling}: " for pooling in POOLINGS), "average against max"]
     for row, example in zip(axes, shown, strict=True):
         points, union = _places(clip, example)
-        for ax, pooling in zip(row, POOLINGS, strict=False):
+        for ax, pooling, title in zip(row, POOLINGS, titles, strict=False):
             place, values, grid, _ = points[pooling]
-            title = f"{pooling}: {len(place.unique())} of {math.prod(grid)} tokens"
+            title += f"{len(place.unique())} of {math.prod(grid)} tokens"
             plots.point_map(example.image, place, values, grid, mask=union, ax=ax, title=title)
-        plots.point_map(example.image, *points["average"], union, row[3], "average against max")
+        plots.point_map(example.image, *points["average"], union, row[3], titles[3])
+        titles = [""] * 4  # above the first row alone
     figure.suptitle(f"{clip.title} on {name}: one point a channel", fontsize=10)
     plots.shift_legend(figure)
     return figure
