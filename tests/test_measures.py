@@ -301,12 +301,16 @@ def test_the_answer_is_clips_own_probability_and_a_constant_map_has_none(clip):
 
 
 def test_the_command_line_measures_what_it_is_asked(monkeypatch, capsys, tmp_path):
-    words = "evaluate clip --networks scenes-ViT-32 --datasets scenes --limit 3 --measures".split()
-    assert run(monkeypatch, *words, "argmax, argmax_background,image_threshold", "--out", tmp_path) is None
+    words = "evaluate clip --networks scenes-ViT-32 --datasets scenes --measures".split()
+    asked = "argmax, argmax_background,image_threshold"
     said = ("mIoU by one threshold an image", "argmax mIoU", "argmax mIoU with background")
-    numbers = [rf"{name} \d+\.\d\d % \[\d+\.\d\d, \d+\.\d\d\]" for name in said]
-    assert re.search(rf"scenes clip: {', '.join(numbers)}; 3 images\n", capsys.readouterr().out)
-    (path,) = tmp_path.glob("*.csv")
+    number, interval = r"\d+\.\d\d", r" \[\d+\.\d\d, \d+\.\d\d\]"
+    for count, end, more in ((10, interval, ""), (3, "", ", too few for an interval")):
+        out = tmp_path / str(count)
+        assert run(monkeypatch, *words, asked, "--limit", count, "--out", out) is None
+        numbers = ", ".join(f"{name} {number} %{end}" for name in said)
+        assert re.search(rf"scenes clip: {numbers}; {count} images{more}\n", capsys.readouterr().out)
+    (path,) = out.glob("*.csv")
     assert {"iou", "iou_image", "argmax_union", "argmax_background_union"} <= set(pd.read_csv(path))
     assert (
         run(monkeypatch, *words, "miuo") == f"eclip: --measures: no miuo; there are {', '.join(scores.SAID)}"

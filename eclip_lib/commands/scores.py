@@ -10,6 +10,7 @@ from ..explainers import explainer, named
 from ..networks.checkpoints import files_of
 from . import cluster, outputs
 
+FEW = 10  # images of which a bootstrap covers far less than 95 %
 SAID = {  # the measures by name, in the order of a line: {what it is called: its column in `summarize`}
     "miou": {"mIoU": "mIoU"},
     "msc": {"mSC": "mSC"},
@@ -82,10 +83,12 @@ def measure(
 
 
 def in_words(summary, asked) -> str:
-    """What was asked for of `summarize`, in % with its 95 % interval over images."""
-    said = []
+    """What was asked for of `summarize`, in % with its 95 % interval over images, which few have not."""
+    said, few = [], summary["images"] < FEW
     for name, column in (both for measure in SAID if measure in asked for both in SAID[measure].items()):
         value, low, high = summary[[column, f"{column}_low", f"{column}_high"]]
+        interval = "" if few else f" [{low:.2f}, {high:.2f}]"
         floor = f" (floor {summary['floor']:.2f} %)" if column == "mIoU" else ""
-        said.append(f"{name} {value:.2f} % [{low:.2f}, {high:.2f}]{floor}")
-    return f"{', '.join(said)}; {summary['images']:.0f} images"
+        said.append(f"{name} {value:.2f} %{interval}{floor}")
+    few = ", too few for an interval" if few else ""
+    return f"{', '.join(said)}; {summary['images']:.0f} images{few}"
