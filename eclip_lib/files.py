@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -66,6 +67,15 @@ def few(names, total=None) -> str:
     first = [str(name) if len(str(name)) < 50 else f"{str(name)[:47]}…" for name in list(names)[:3]]
     more = (len(names) if total is None else total) - len(first)
     return ", ".join(first) + (f" and {more} more" if more else "")
+
+
+def require_known(word, names, what, more=""):
+    """Raise ValueError where a word is none of the names: with all, or of many with the nearest. what: how
+    the sentence begins; more: how it ends."""
+    if word not in names:
+        every, near = ", ".join(names), ", ".join(get_close_matches(str(word), names, 3))
+        listed = f"there are {every}" if len(every) < 220 else f"near: {near or few(names)}"
+        raise ValueError(f"{what} {few([word])!r}; {listed}{more}")
 
 
 # ---------------------------------------------------------------------- reading and writing

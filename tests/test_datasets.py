@@ -31,6 +31,13 @@ def test_voc_reads_what_was_written(tmp_path, examples):
     assert len(dataset.classes) == 20 and "potted plant" in dataset.classes and dataset[0].void.any()
 
 
+@pytest.mark.parametrize("root", ["", "mine/VOCdevkit", "mine/VOCdevkit/VOC2012"])
+def test_a_root_too_high_or_too_deep_is_told_the_right_one(tmp_path, examples, root):
+    write_voc(tmp_path / "mine", examples)
+    with pytest.raises(FileNotFoundError, match=f"is missing, but {tmp_path / 'mine'} has it"):
+        eclip.load_dataset("voc2012", tmp_path / root)
+
+
 def test_coco_reads_what_was_written(tmp_path, examples):
     names = write_coco(tmp_path, examples)
     same(eclip.load_dataset("coco2017", tmp_path), examples, names)

@@ -44,7 +44,6 @@ def require_known(run, device):
         require_device(device)
     outputs.folder(run.out)
     for network in run.networks:
-        demo.require(network)
         empty_clip(network)
         for tag in (run.pretrained, *run.replicates.get(network, ()), run.scratch.get(network)):
             _require_weights(network, tag)
@@ -56,8 +55,9 @@ def require_known(run, device):
         raise ValueError(f"masks: {files.few(sorted(taken))} is another mask's name; give it one of its own")
     for name, (network, _) in run.mask_models.items():
         demo.require(network)
-        if not (network in demo.ATTENTIONS or has_scheme(network) or timm.is_model(network)):
-            raise ValueError(f"masks: {name}: timm has no model {files.few([network])!r}, nor has the demo")
+        if not (has_scheme(network) or timm.is_model(network)):
+            known = [*demo.ATTENTIONS, *timm.list_models()]
+            files.require_known(network, known, f"masks: {name}: neither timm nor the demo has a model")
     where = run.projection or "a/b"
     if not (
         files.place(where).exists() or Path(where).suffix in checkpoints.SUFFIXES or where.count("/") == 1
@@ -74,8 +74,7 @@ def _require_weights(network, tag):
         demo.checkpoint(network, tag)
     elif not checkpoints.registered(network.removesuffix("-quickgelu"), tag):
         known = open_clip.list_pretrained_tags_by_model(network)
-        if tag not in known:
-            raise ValueError(f"{network} has no weights {files.few([tag])!r}; it has {files.few(known)}")
+        files.require_known(tag, known, f"{network} has no weights")
 
 
 def lacks(run, training=True) -> list[Lack]:

@@ -5,39 +5,31 @@ import io
 import json
 import os
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 
 from .. import files
-from .base import Dataset, Example, check_size, read_image, require
+from .base import Dataset, Example, check_size, once, read_image
 
 FARTHEST = 1e6  # pixels, of a polygon's point
-LAYOUT = "root/val2017/*.jpg and root/annotations/instances_val2017.json"
-
 
 INSTANCES = {"images": "id file_name height width", "annotations": "id image_id category_id"}
 INSTANCES |= {"categories": "id name"}
 CAPTIONS = {"images": "id file_name", "annotations": "id image_id caption"}
 
 
-def _is_id(value):
-    return isinstance(value, str) or (type(value) in (int, float) and value % 1 == 0)
-
-
-def _is_word(value):
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _is_side(value):
-    return type(value) is int and 0 < value < 2**16
-
-
-_ID, _WORD = (_is_id, "a whole number or a word"), (_is_word, "a word")
-_SIDE = (_is_side, "a whole number from 1 to 65535")
-FIELDS = dict.fromkeys(("id", "image_id", "category_id"), _ID) | dict.fromkeys(("height", "width"), _SIDE)
-FIELDS |= dict.fromkeys(("file_name", "name"), _WORD)
-FIELDS["caption"] = (lambda value: value is None or isinstance(value, str), "a text")
+KINDS = {  # what a field must be, in words: (the fields, the check)
+    "a whole number or a word": (
+        "id image_id category_id",
+        lambda value: isinstance(value, str) or (type(value) in (int, float) and value % 1 == 0),
+    ),
+    "a whole number from 1 to 65535": ("height width", lambda v: type(v) is int and 0 < v < 2**16),
+    "a word": ("file_name name", lambda value: isinstance(value, str) and bool(value.strip())),
+    "a text": ("caption", lambda value: value is None or isinstance(value, str)),
+}
+FIELDS = {name: (fits, words) for words, (names, fits) in KINDS.items() for name in names.split()}
 
 
 def _incomplete(path, problem):
@@ -48,8 +40,7 @@ def _incomplete(path, problem):
 def _once(pairs):
     """A JSON object. Raises ValueError where it has a name twice, of which json takes the last."""
     if len(found := dict(pairs)) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"it has {files.few([twice])!r} twice in one place")
+        once((name for name, _ in pairs), "the name")
     return found
 
 
@@ -78,10 +69,12 @@ class COCO2017(Dataset):
     Images without any annotation that covers a pixel are left out: they have nothing to score."""
 
     name = "coco2017"
+    layout = "root/val2017/*.jpg and root/annotations/instances_val2017.json"
 
     def __init__(self, root):
-        self.images = require(require(root, self.name, LAYOUT) / "val2017", self.name, LAYOUT)
-        self.path = require(self.images.parent / "annotations" / "instances_val2017.json", self.name, LAYOUT)
+        self.images = self.require(self.require(root) / "val2017")
+        self.path = self.images.parent / "annotations" / "instances_val2017.json"
+        self.require(self.path, Path.is_file)
         from pycocotools.coco import COCO
 
         self.coco = COCO()
@@ -96,7 +89,7 @@ class COCO2017(Dataset):
             said = f"{len(bare)} of {len(self.coco.imgs)} images have no class to score and are left out"
             warnings.warn(f"{self.path}: {said} ({files.few(bare)})", stacklevel=3)
         for item in self.items:
-            require(self.sources(item)[0], self.name, LAYOUT)
+            self.require(self.sources(item)[0], Path.is_file)
 
     def _check(self):
         images, annotations = (self.coco.dataset[key] for key in ("images", "annotations"))
@@ -104,16 +97,10 @@ class COCO2017(Dataset):
         categories = [known[number] for number in _sorted(c["id"] for c in self.coco.dataset["categories"])]
         self.names = {c["id"]: c["name"] for c in categories}
         self.classes = [c["name"] for c in categories]
-        for kind, values in {
-            "image id": [image["id"] for image in images],
-            "picture": [os.path.normpath(image["file_name"]) for image in images],
-            "category id": [c["id"] for c in categories],
-            "category": self.classes,
-        }.items():
-            twice = [value for value, count in Counter(values).items() if count > 1]
-            if twice:
-                said = f"{self.path}: {kind} {twice[0]!r} is there twice"
-                raise ValueError(f"{said}; which one is meant is not known")
+        once((image["id"] for image in images), f"{self.path}: image id")
+        once((os.path.normpath(image["file_name"]) for image in images), f"{self.path}: picture")
+        once((c["id"] for c in categories), f"{self.path}: category id")
+        once(self.classes, f"{self.path}: category")
         sizes = {image["id"]: (image["width"], image["height"]) for image in images}
         self.annotations, empty, lost = defaultdict(list), [], 0  # image: those that cover a pixel of it
         for annotation in annotations:
@@ -131,12 +118,10 @@ class COCO2017(Dataset):
                 self.annotations[annotation["image_id"]].append(annotation)
             else:
                 empty.append(annotation["id"])
-        if lost:
-            said = f"{lost} annotations are of images that it does not list"
-            warnings.warn(f"{self.path}: {said}", stacklevel=4)
-        if empty:
-            said = f"{len(empty)} annotations cover no pixel and are left out ({files.few(empty)})"
-            warnings.warn(f"{self.path}: {said}", stacklevel=4)
+        covers = f"cover no pixel and are left out ({files.few(empty)})"
+        for count, said in ((lost, "are of images that it does not list"), (len(empty), covers)):
+            if count:
+                warnings.warn(f"{self.path}: {count} annotations {said}", stacklevel=4)
 
     def sources(self, item):
         return [self.images / self.coco.imgs[item]["file_name"], self.path]
