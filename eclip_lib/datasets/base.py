@@ -68,7 +68,9 @@ class Dataset(Sequence):
         around += sorted(there.glob("*"))
         holds = [place for place in around if os.path.exists(place / rest)]
         other = f", but {holds[0]} has it: name that" if holds else ""
-        raise FileNotFoundError(f"{said}{other}. Expected {self.layout}. See data/README.md for how to get it.")
+        raise FileNotFoundError(
+            f"{said}{other}. Expected {self.layout}. See data/README.md for how to get it."
+        )
 
     def sources(self, item) -> list[Path]:
         """The files that an example is read from, by which a run notices that one changed; [] where it is
