@@ -88,8 +88,8 @@ def web(
 def reproduce(
     profile: ProfileOption = "demo",
     out: Out = None,
-    figure: Annotated[str | None, about("only the notebooks that make this figure, e.g. 10")] = None,
-    table: Annotated[str | None, about("only the notebooks that make this table, e.g. 1")] = None,
+    figure: Annotated[str | None, about("only this figure, e.g. 10: its notebook as far as that")] = None,
+    table: Annotated[str | None, about("only this table, e.g. 1: its notebook as far as that")] = None,
     force: Annotated[bool, about("run even what is done already")] = False,
     go_on: Annotated[bool, about("leave out networks, masks and datasets that are missing")] = False,
     dry_run: Annotated[
@@ -99,13 +99,13 @@ def reproduce(
     settings: dict,
 ):
     """Execute the notebooks, in order; what is done already with the same parameters is skipped."""
-    from .commands import forecast, notebooks
+    from .commands import by_number, forecast
 
     settings |= {"out": out} if out else {}
     wanted = [f"{kind}_{number}" for kind, number in (("figure", figure), ("table", table)) if number]
     if dry_run:
         return print(forecast.dry_run(profile, wanted, **settings))
-    outcome, made = notebooks.make(profile, wanted, force, go_on, **settings)
+    outcome, made = by_number.make(profile, wanted, force, go_on, **settings)
     print(*made, sep="\n")
     failed = [name for name, what in outcome.items() if what.startswith("failed")]
     if failed:

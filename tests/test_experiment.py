@@ -166,7 +166,7 @@ def test_every_setting_of_a_profile_is_an_option():
 def test_every_committed_table_is_saved_by_a_notebook_that_ends_with_the_check():
     saved = {}
     for path in notebooks.notebooks():
-        tree = ast.parse(notebooks._source(path))
+        tree = ast.parse(notebooks.source(path))
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
         names = [ast.literal_eval(c.args[1]) for c in calls if ast.unparse(c.func) == "run.save_table"]
         saved |= dict.fromkeys(names, path.stem)

@@ -15,7 +15,7 @@ from tqdm import auto, std
 from typer.testing import CliRunner
 
 from eclip_lib import cli, files, progress
-from eclip_lib.commands import notebooks
+from eclip_lib.commands import by_number, notebooks
 from eclip_lib.commands.promote import promote
 from eclip_lib.experiment import load_profile
 
@@ -94,9 +94,9 @@ def test_a_checkpoint_counts_by_its_content_and_a_folder_is_for_one(house):
 
 
 def test_one_figure_or_table_finds_its_notebook(house):
-    assert [p.stem for p in notebooks.notebooks_that_make("table_1")] == ["00_first"]
-    assert [p.stem for p in notebooks.notebooks_that_make("figure_10")] == ["02_last"]
-    assert notebooks.notebooks_that_make("figure_1") == []
+    assert [p.stem for p in by_number.notebooks_that_make("table_1")] == ["00_first"]
+    assert [p.stem for p in by_number.notebooks_that_make("figure_10")] == ["02_last"]
+    assert by_number.notebooks_that_make("figure_1") == []
     result = CliRunner().invoke(cli.app, ["reproduce", "--out", str(house / "run"), "--figure", "99"])
     assert "no notebook makes figure_99" in str(result.exception)
     both = ["reproduce", "--out", str(house / "run"), "--figure", "12", "--table", "1"]
@@ -105,15 +105,31 @@ def test_one_figure_or_table_finds_its_notebook(house):
     assert "figure_8_and_12.png" in said and "figure_10" not in said
 
 
-def test_a_notebook_runs_as_far_as_the_figure_that_is_wanted(house):
-    """What follows is not run, and the notebook does not count as done."""
-    write(house / "notebooks", "03_more.ipynb", "names = ['table_5']", "name = 'figure_13'", "1 / 0")
-    for wanted, fate in (("figure_13", "done"), ("table_5", "done"), ("figure_99", "failed")):
-        only = [house / "notebooks" / "03_more.ipynb"]
-        outcome = notebooks.reproduce(out=str(house / "run"), only=only, wanted=[wanted])
-        assert outcome["03_more"].startswith(fate), wanted
-    made = {path.name: nbformat.read(path, 4) for path in (house / "run" / "notebooks").glob("[!.]*")}
-    assert len(made["03_more-figure_13.ipynb"].cells) == 4 and len(made["03_more-table_5.ipynb"].cells) == 3
+def test_a_figure_runs_its_notebook_as_far_as_that_and_leaves_the_run_as_it_was(house):
+    """What follows is not run; a notebook of a whole run stays done, another does not become so."""
+    save = "import eclip_lib, pandas\nrun = eclip_lib.open_run(globals(), '03_more')\nfigure = 'figure_13'"
+    more = ["run.save_table(pandas.DataFrame({'x': [1]}), 'table_5')", "print(run.check())"]
+    write(house / "notebooks", "03_more.ipynb", save, *more)
+    out, states = house / "run", []
+    figure = f"reproduce --out {out} --limit 5 --figure 13 --force".split()
+    for words in (figure, None, figure):
+        if words:
+            CliRunner().invoke(cli.app, words, catch_exceptions=False)
+        else:
+            only = [house / "notebooks" / "03_more.ipynb"]
+            assert notebooks.reproduce(out=str(out), only=only, limit=5) == {"03_more": "done"}
+        notes = json.loads((out / "run.json").read_text())["notebooks"]
+        states.append((list(notes), notes["03_more"]["state"], len(notes["03_more"].get("made", ()))))
+    assert states == [(["03_more"], "begun", 0), (["03_more"], "complete", 1), (["03_more"], "complete", 1)]
+    part, whole = (nbformat.read(out / "notebooks" / f"03_more{end}.ipynb", 4) for end in ("-part", ""))
+    assert (len(part.cells), len(whole.cells)) == (3, 5)
+
+
+def test_a_notebook_that_another_needs_the_pairs_of_runs_whole(tmp_path, monkeypatch):
+    run = load_profile("demo", out=str(tmp_path))
+    monkeypatch.setattr(type(run), "pair_of", lambda self, network: None)
+    only = {path.stem[:2]: cut for path, cut in by_number.needed(run, ["figure_5", "table_2"]).items()}
+    assert set(only) >= {"05", "06"} and only["05"] is None and only["06"]
 
 
 def test_every_figure_and_table_of_the_paper_is_made_by_the_notebooks():
@@ -121,7 +137,7 @@ def test_every_figure_and_table_of_the_paper_is_made_by_the_notebooks():
     made |= {"04": "figure_4 figure_9 table_5", "05": "figure_5"}
     made["06"] = "figure_1 figure_7 figure_8 figure_11 figure_12 figure_13 table_1 table_2 table_4"
     for name in [f"figure_{n}" for n in range(1, 14)] + [f"table_{n}" for n in range(1, 6)]:
-        found = [path.stem[:2] for path in notebooks.notebooks_that_make(name)]
+        found = [path.stem[:2] for path in by_number.notebooks_that_make(name)]
         assert found == [number for number, names in made.items() if name in names.split()], name
 
 
@@ -161,7 +177,7 @@ def test_what_the_notebooks_read_and_train_is_found_in_their_code():
 
 def test_a_notebook_opens_by_its_own_name():
     for path in notebooks.notebooks():
-        assert f'open_run(globals(), "{path.stem}")' in notebooks._source(path)
+        assert f'open_run(globals(), "{path.stem}")' in notebooks.source(path)
 
 
 def test_every_setting_arrives_in_a_notebook_also_those_that_it_does_not_name(house):

@@ -19,7 +19,8 @@ from ..poolings import GROUND_TRUTH, Pooling, columns_of
 from ..profiles import read_settings
 from ..studies.controls import FEW
 from . import preflight
-from .notebooks import needed, notebooks, to_run
+from .by_number import needed, to_run
+from .notebooks import notebooks
 from .resources import registered_pairs, status, weight_files
 
 BENCHMARKS = REPOSITORY / "results" / "benchmarks"
