@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 import warnings
 
 import numpy as np
@@ -45,7 +44,7 @@ def cached(clip, tmp_path_factory):
 
 
 def content(cache):
-    return {path.name: path.read_bytes() for path in sorted(cache.view().folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(cache.view().folder.glob("[!.]*"))}
 
 
 @torch.no_grad()
@@ -233,24 +232,27 @@ def test_damage_is_found_named_and_mended(clip, cached, tmp_path):
 
 
 KILLED = """
+import os, signal
 import eclip_lib as eclip
 from eclip_lib import feature_cache
 from eclip_lib.datasets.image_text import ScenePairs
-clip = eclip.load_clip("scenes-ViT-32", None)
+clip, whole = eclip.load_clip("scenes-ViT-32", None), iter([os.fsync] * 2)
+os.fsync = lambda file: next(whole, lambda file: os.kill(os.getpid(), signal.SIGKILL))(file)
 feature_cache.cache_features(clip, ScenePairs(count=24, size=8), {folder!r}, batch_size=8)
 """
 
 
 def test_a_killed_pass_resumes_to_the_same_bytes(clip, tmp_path):
+    """Killed while it writes the second shard, which stays half-written beside the first one and its note."""
     whole = caching.cache_features(clip, ScenePairs(**SOURCE), tmp_path / "whole", batch_size=8)
-    job = subprocess.Popen([sys.executable, "-c", KILLED.format(folder=str(tmp_path / "cut"))])
-    end = time.time() + 60
-    while not list((tmp_path / "cut").glob("*/*.safetensors")) and time.time() < end:
-        time.sleep(0.01)
-    os.kill(job.pid, signal.SIGKILL)
-    job.wait()
+    job = subprocess.run([sys.executable, "-c", KILLED.format(folder=str(tmp_path / "cut"))])
+    assert job.returncode == -signal.SIGKILL
+    partial, *first = sorted(tmp_path.glob("cut/*/*"))
+    assert partial.suffix == ".partial" and [p.name for p in first] == ["00000.json", "00000.safetensors"]
+    times = [path.stat().st_mtime_ns for path in first]
     again = caching.cache_features(clip, ScenePairs(**SOURCE), tmp_path / "cut", batch_size=8)
     assert content(again) == content(whole)
+    assert [path.stat().st_mtime_ns for path in first] == times
 
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
