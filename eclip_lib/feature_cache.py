@@ -164,9 +164,10 @@ class CacheJob:
         if not good and failed:
             raise ValueError(failed[0] + (f" ({len(failed) - 1} more like it)" if failed[1:] else ""))
         if not good:
-            place = self.about["pairs"].get("path") or self.about["pairs"].get("folder") or "the pairs"
+            about = self.source.about
+            names = [Path(p).name for p in ([about["path"]] if "path" in about else self.source.inputs)]
             why = f"{left_out.worst}; mend or replace it" if left_out.count else "it is empty"
-            raise ValueError(f"no image of {files.few([Path(place).name or place])} could be read: {why}")
+            raise ValueError(f"no image of {files.few(names) or 'the pairs'} could be read: {why}")
         if left_out.count and view == 0:
             total = left_out.count + sum(note["pairs"] for note in good.values())
             warnings.warn(f"{left_out.count} of {total} pairs were skipped: {left_out}", stacklevel=3)

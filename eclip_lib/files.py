@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -66,6 +67,19 @@ def few(names, total=None) -> str:
     first = [str(name) if len(str(name)) < 50 else f"{str(name)[:47]}…" for name in list(names)[:3]]
     more = (len(names) if total is None else total) - len(first)
     return ", ".join(first) + (f" and {more} more" if more else "")
+
+
+def require_known(word, names, what, more=""):
+    """Raise ValueError where a word is none of the names, which it lists: all, or of many the nearest. what:
+    how the sentence begins; more: how it ends."""
+    if word not in names:
+        near = get_close_matches(str(word), names, 3) if len(", ".join(names)) > 220 else []
+        listed = (
+            f"near: {', '.join(near)}"
+            if near
+            else f"there are {few(names) if len(names) > 25 else ', '.join(names)}"
+        )
+        raise ValueError(f"{what} {few([word])!r}; {listed}{more}")
 
 
 # ---------------------------------------------------------------------- reading and writing

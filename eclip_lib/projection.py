@@ -71,15 +71,9 @@ class Projection(nn.Module, ModelHubMixin):
         except Exception as error:
             said = f"{path} is not a projection pair written by Projection.save"
             raise ValueError(f"{said} ({str(error).splitlines()[0][:100]})") from error
-        floats = all(tensor.is_floating_point() for tensor in tensors.values())
-        if not (floats and all(tensor.isfinite().all() for tensor in pair.state_dict().values())):
-            raise ValueError(f"{path}: weights that are not finite floats; train the pair again")
-        for size in (
-            float(weight.detach().double().norm()) for weight in (pair.image.weight, pair.text.weight)
-        ):
-            if not 1e-6 < size < 1e6:  # cosines in float32 would vanish or overflow
-                said = f"{path}: weights of size {size:.3g}, which no training gives"
-                raise ValueError(f"{said}; train the pair again")
+        if not all(tensor.is_floating_point() for tensor in tensors.values()):
+            raise ValueError(f"{path}: weights that are no floats; train the pair again")
+        pair.require_sound(path)
         if clip is not None:
             pair.require_made_for(clip, path)
         return pair.requires_grad_(False)
@@ -97,6 +91,14 @@ class Projection(nn.Module, ModelHubMixin):
         pair = cls.from_pretrained(str(where))
         pair.require_made_for(clip, where)
         return pair.requires_grad_(False)
+
+    def require_sound(self, path):
+        """Raise ValueError where cosines in float32 would vanish or overflow."""
+        for name, tensor in self.state_dict().items():
+            size = float(tensor.double().norm())
+            if not (1e-6 if name.endswith("weight") else -1) < size < 1e6:  # a bias may be 0
+                said = f"{path}: a projection with weights of size {size:.3g}, which no training gives"
+                raise ValueError(f"{said}; train it, or get it, again")
 
     def require_made_for(self, clip, path="this pair"):
         """Raise ValueError where the pair was trained for another network, for other weights of it, or with

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -38,11 +39,16 @@ def png(width, height, body=b""):
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
 
 
-def float_tiff():
-    """A TIFF of one pixel whose three colours are floats."""
-    tags = {256: 1, 257: 1, 258: 32, 259: 1, 262: 2, 273: 8, 277: 3, 278: 1, 279: 12, 339: 3}
+def tiff(data, tags):
+    """A TIFF of one row with these bytes and numbers, of a kind that Pillow does not write."""
+    tags = dict(sorted({257: 1, 259: 1, 273: 8, 278: 1, 279: len(data), **tags}.items()))
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return b"II*\0" + struct.pack("<I3fH", 20, 1, 1, 1, len(tags)) + entries + bytes(4)
+    return (
+        b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+
+
+FLOATS = tiff(struct.pack("<3f", 1, 1, 1), {256: 1, 258: 32, 262: 2, 277: 3, 339: 3})  # of one pixel
 
 
 def saved(image, kind, **options):
@@ -65,7 +71,7 @@ PICTURES = {  # file name: (its bytes, what must be said, or None where a result
         "truncated.jpg cannot be read as an image",
     ),
     "text.jpg": (b"this is no picture", "text.jpg cannot be read as an image"),
-    "colour.tif": (float_tiff(), r"colour.tif .* image \(of no kind that Pillow reads\); .* 8-bit PNG"),
+    "colour.tif": (FLOATS, r"colour.tif .* image \(of no kind that Pillow reads\); .* 8-bit PNG"),
     "bomb.png": (png(60000, 60000), "bomb.png cannot be read as an image .*decompression bomb"),
     "no_rows.png": (png(40, 30), "no_rows.png cannot be read as an image"),
     "cmyk.jpg": (saved(RED.convert("CMYK"), "JPEG"), None),
@@ -140,21 +146,29 @@ def test_more_than_eight_bits_are_scaled_not_clipped(tmp_path):
     png(tmp_path / "deep.png", 16, 2, b"\0\7\0\0\0\0" * 224, clear=b"\0\7\0\0\0\0")
     with pytest.raises(ValueError, match="deep.png has 16 bits a channel and a transparent colour"):
         eclip.read_image(tmp_path / "deep.png")
+    for name, tags in {"twelve": {258: 12, 262: 1}, "white": {258: 16, 262: 0}}.items():
+        data = b"\0\x0f\xff" if name == "twelve" else b"\0\0\xff\xff"  # black and white, white and black
+        (tmp_path / f"{name}.tif").write_bytes(tiff(data, {256: 2, 277: 1, 339: 1, **tags}))
+        read = np.asarray(eclip.read_image(tmp_path / f"{name}.tif"))[0, :, 0]
+        assert read.tolist() == ([0, 255] if name == "twelve" else [255, 0])
     Image.fromarray(np.full((3, 3), -1, np.float32)).save(tmp_path / "below.tif")
     with pytest.raises(ValueError, match="below.tif holds values from -1 to -1"):
         eclip.read_image(tmp_path / "below.tif")
 
 
-def packed(path, members):
-    """A tar of {name: bytes}, or of pairs of them."""
-    with tarfile.open(path, "w") as tar:
+def packed(path, members, mode="w"):
+    """A tar of {name: bytes, or the name of a file to link to}, or of pairs of them."""
+    with tarfile.open(path, mode) as tar:
         for name, content in members.items() if isinstance(members, dict) else members:
             about = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                about.type, about.linkname, content = tarfile.LNKTYPE, content, b""
             about.size = len(content)
             tar.addfile(about, io.BytesIO(content))
 
 
 GIF, JPEG = saved(RED, "GIF"), saved(RED, "JPEG")
+PAIR = (("jpg", JPEG), ("txt", b"a"))  # suffix, content
 TABLES = {  # file name: its content
     "latin.csv": "filepath\ttitle\nred.png\tun caf\xe9\n".encode("latin-1"),
     "columns.csv": b"file\ttext\nred.png\ta circle\n",
@@ -181,10 +195,16 @@ WEIGHTS = {  # file name: what is saved in place of scenes-ViT-32's weights
     "several.pt": lambda state: {"ema": {k: v * 0 for k, v in state.items()}, "state_dict": state},
     "own.pt": lambda state: {"weights": {f"module._orig_mod.{k}": v for k, v in state.items()}},
     "more.pt": lambda state: {f"model.{k}": v for k, v in state.items()} | {"loss.scale": torch.ones(2)},
-    "factor.pt": lambda state: state | {"logit_scale": torch.tensor(100.0)},
+    "factor.pt": lambda state: state | {"logit_scale": torch.tensor(14.28)},
     "zero.pt": lambda state: {k: v * 0 for k, v in state.items()},
     "large.pt": lambda state: state | {"visual.ln_post.weight": torch.full((128,), 3e38)},
     "hole.pt": lambda state: state | {"visual.proj": state["visual.proj"] * 0},
+    "part.pt": lambda state: (
+        state | {"visual.proj": state["visual.proj"].index_fill(0, torch.arange(40, 60), 0)}
+    ),
+    "norm.pt": lambda state: state | {"visual.ln_post.weight": torch.full((128,), 1e25)},
+    "text.pt": lambda state: state | {f"ln_final.{k}": torch.zeros(128) for k in ("weight", "bias")},
+    "pair.pt": lambda state: state | {"text_projection": state["text_projection"] * 1e30},
     "wrapped.pt": lambda state: {f"_orig_mod.{k}": v for k, v in state.items()} | state,
     "average.pt": lambda state: (
         {f"model.{k}": v for k, v in state.items()}
@@ -244,8 +264,12 @@ def whole(tmp_path_factory):
 
 @pytest.fixture()
 def place(whole, tmp_path):
-    """That folder, to be spoilt."""
-    return Path(shutil.copytree(whole, tmp_path / "place"))
+    """That folder, to be spoilt; its weights are links, which no test writes through."""
+
+    def copy(source, target):
+        return os.link(source, target) if source.endswith(".pt") else shutil.copy2(source, target)
+
+    return Path(shutil.copytree(whole, tmp_path / "place", copy_function=copy))
 
 
 INSTANCES = "coco/annotations/instances_val2017.json"
@@ -343,6 +367,14 @@ def without_notes(about):
     about["annotations"] = [note for note in about["annotations"] if note["image_id"] != own]
 
 
+def as_folder(path):
+    path.unlink(), path.mkdir()
+
+
+def as_file(path):
+    shutil.rmtree(path), path.write_text("")
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:2000])
 
@@ -365,6 +397,16 @@ SPOILT = {  # name of a case: what is done to the place first
     "VOC: an empty list": lambda p: (p / LISTING).write_text("\n"),
     "VOC: no list": lambda p: (p / LISTING).unlink(),
     "VOC: an image that is gone": lambda p: sorted((p / VOC / "JPEGImages").glob("*"))[0].unlink(),
+    "VOC: a list that is a folder": lambda p: as_folder(p / LISTING),
+    "VOC: a file in place of its folder": lambda p: as_file(p / VOC),
+    "VOC: an image that is a folder": lambda p: as_folder(first_of(p, f"{VOC}/JPEGImages/*")),
+    "VOC to be got where its list is a folder": lambda p: as_folder(p / LISTING),
+    "VOC to be got where its folder is a file": lambda p: as_file(p / VOC),
+    "ImageNet-S: two images of one name": lambda p: [
+        path.rename(path.with_stem("0001")) for path in p.glob("ins/*/*/*.*")
+    ],
+    "a folder with folders": lambda p: pictures(p, "[1]{a}/more/red.png"),
+    "weights in an archive": lambda p: np.savez(open(p / "zip.pt", "wb"), weights=gradient),
     "VOC: an image cut off": lambda p: cut(sorted((p / VOC / "JPEGImages").glob("*"))[0]),
     "COCO: a category out of range": first(category_id=999),
     "VOC: an image without a class": lambda p: voc_mask(p, np.zeros(SIZE, np.uint8)),
@@ -443,13 +485,11 @@ SPOILT = {  # name of a case: what is done to the place first
         {"1.jpg": JPEG, "1.json": b"[" * 10**5, "2.jpg": JPEG, "2.txt": b"a", "3.jpg": JPEG, "3.txt": b"b"},
     ),
     "a key twice in a shard": lambda p: packed(
-        p / "twice.tar",
-        [(f"{k}.{kind}", data) for k in "1122" for kind, data in (("jpg", JPEG), ("txt", b"a"))],
+        p / "twice.tar", [(f"{k}.{kind}", data) for k in "1122" for kind, data in PAIR]
     ),
     "two pictures under one key": lambda p: packed(
         p / "both.tar",
-        {f"{k}.{kind}": data for k in "123" for kind, data in (("jpg", JPEG), ("txt", b"a"))}
-        | {"3.png": saved(RED, "PNG")},
+        {f"{k}.{kind}": data for k in "123" for kind, data in PAIR} | {"3.png": saved(RED, "PNG")},
     ),
     "a shard with more of each key": lambda p: packed(
         p / "more.tar",
@@ -461,6 +501,24 @@ SPOILT = {  # name of a case: what is done to the place first
     ),
     "a shard with captions elsewhere": lambda p: packed(
         p / "cls.tar", {f"{k}.{kind}": data for k in "12" for kind, data in (("jpg", JPEG), ("cls", b"7"))}
+    ),
+    "shards that are compressed": lambda p: [
+        packed(p / "shards" / name, [(f"{k}.{kind}", data) for k in "123" for kind, data in PAIR], mode)
+        for name, mode in {"1.tar.gz": "w:gz", "2.TAR": "w"}.items()
+    ],
+    "a shard with links to its files": lambda p: packed(
+        p / "links.tar",
+        [
+            ("1.jpg", JPEG),
+            ("1.txt", b"a"),
+            ("2.jpg", "1.jpg"),
+            ("2.txt", b"b"),
+            ("3.jpg", JPEG),
+            ("3.txt", "1.txt"),
+        ],
+    ),
+    "a shard of pictures, then captions": lambda p: packed(
+        p / "apart.tar", [(f"{k}.{kind}", data) for kind, data in PAIR for k in "12"]
     ),
     "zeros in a shard": lambda p: (p / "zeros.tar").write_bytes(bytes(512) + (p / "whole.tar").read_bytes()),
     "weights of which a shard is gone": lambda p: (p / "shards" / "1.safetensors").unlink(),
@@ -495,6 +553,9 @@ maps with a checkpoint's name | Explain --npz {}/other.safetensors | is a .npz f
 pictures of one name | explain {}/**/red.* circle --out {}/maps.v2 | prints 1.{a}-red-jpg.png.*red-png.png
 a folder in brackets and braces | explain {}/[1]{a}/*.jpg circle --out {}/out.png | prints out.png
 an output that begins with a tilde | explain {}/red.png circle --out ~out.png | prints ~out.png
+a folder with folders | explain {}/[1]{a} circle --out {}/maps.v2 | prints left out, a glob with \*\* looks into them: 1 folders .more
+an empty value | Explain --method eclip --projection "" | --projection is given an empty value; write one, or leave it out
+an empty value behind an equals sign | Evaluate --out= | --out is given an empty value
 an empty path | explain "" circle | a path is empty
 a picture as a text | explain {}/red.png {}/red.png | red.png is a file, not a text
 one output twice | bench --out {}/agreement.csv | agreement.csv would be written twice
@@ -518,14 +579,14 @@ scores in a folder that is not there | Explain --json {}/new/s.json --npz {}/oth
 an unknown network | Explain --network ViT-B-61 | no network 'ViT-B-61'; near: .*ViT-B-16
 an unknown method | Explain --method gradcam | no method 'gradcam'
 a method of 10,000 characters | Explain --method "{long}" | no method 'circle .*'; there are clip, rclip
-a checkpoint of 10,000 characters | Explain --pretrained "{long}" | no bundled checkpoint 'circle .*'; it has scratch, seed0
+a checkpoint of 10,000 characters | Explain --pretrained "{long}" | no bundled checkpoint 'circle .*'; there are scratch, seed0
 a method that needs a pair | Explain --pretrained {}/other.safetensors --method eclip | needs --projection
 a pair for a method without | Explain --projection {}/pair.safetensors | no other method takes one
 a pair of another | Explain --network scenes-RN --method eclip --projection {}/pair.safetensors | made for
 a pair that is a checkpoint | Explain --method eclip --projection {}/nan.safetensors | is not a projection
-a pair of whole numbers | Explain --method eclip --projection {}/pair.safetensors | weights that are not finite floats
+a pair of whole numbers | Explain --method eclip --projection {}/pair.safetensors | weights that are no floats
 a pair of nothing | Explain --method eclip --projection {}/pair.safetensors | weights of size 0, which no training gives
-a pair beyond float32 | Explain --method eclip --projection {}/pair.safetensors | weights that are not finite floats
+a pair beyond float32 | Explain --method eclip --projection {}/pair.safetensors | weights of size inf, which no training gives
 a pair whose cosines overflow | Explain --method eclip --projection {}/pair.safetensors | weights of size .*e\+25, which no training gives
 another input size | Explain --size 224x448 | prints out.png
 an input size that does not divide | Explain --size 225 | input of 225x225 does not divide into cells of 32x32
@@ -554,9 +615,9 @@ statistics of 8 bits | Explain --pretrained {}/shards | not three numbers of 0 t
 statistics without a spread | Explain --pretrained {}/shards | not three numbers of 0 to 1 each, std above 0
 statistics that are no numbers | Explain --pretrained {}/shards | not three numbers of 0 to 1 each, std above 0
 a network with statistics of two channels | Explain --network local-dir:{}/shards | not three numbers of 0 to 1 each
-a factor on cosines beyond all | Explain --pretrained {}/factor.pt | e to its logit_scale, 100, is no factor on cosines
+a factor on cosines beyond all | Explain --pretrained {}/factor.pt | e to its logit_scale, 14.28, is no factor on cosines
 weights of the hub | Explain --pretrained openai/clip | no checkpoint at openai/clip; of the hub, write hf-hub:openai/clip
-a network of the hub | Explain --network openai/clip | no network 'openai/clip'; near: .*; of the hub, write hf-hub:openai/clip
+a network of the hub | Explain --network openai/clip | no network 'openai/clip'; there are scenes.*; of the hub, write hf-hub:openai/clip
 a network's folder | Explain --network {}/shards | no network .*; the folder of a CLIP's files is local-dir:/
 a folder without weights | Explain --pretrained {}/empty | no checkpoint in the folder .*: none of open_clip_model.safetensors, model
 a pointer in place of weights | Explain --pretrained {}/pointer.pt | pointer of Git LFS, not the weights
@@ -566,9 +627,16 @@ weights that are a list | Explain --pretrained {}/list.pt | list.pt holds a list
 weights that are a note | Explain --pretrained {}/note.pt | note.pt holds no weights by name, but: epoch
 rows where a file is in the way | Evaluate --out {}/red.png | red.png is a file, so
 a plan of a figure that is none | reproduce --dry-run --figure 0x | no notebook makes figure_0x
-weights that are all 0 | Explain --pretrained {}/zero.pt | zero.pt: all numbers are 0 in
-weights of which one is all 0 | Explain --pretrained {}/hole.pt | 0 in 1 of its 86 weights .visual.proj.; get the file again
-weights whose features overflow | Explain --pretrained {}/large.pt | a map is not of finite numbers: the network's weights
+weights that are all 0 | Explain --pretrained {}/zero.pt | zero.pt: all numbers are 0 in long parts of
+weights of which one is all 0 | Explain --pretrained {}/hole.pt | 0 in long parts of 1 of its 86 weights .visual.proj.; get the file again
+weights in an archive | Explain --pretrained {}/zip.pt | an archive of other files; unpack it and name the one of
+weights of which a part is 0 | Explain --pretrained {}/part.pt | 0 in long parts of 1 of its 86 weights .visual.proj.
+weights whose cosines vanish | Evaluate --datasets scenes --limit 1 --pretrained {}/norm.pt | features of size inf to inf, which no
+weights whose texts are nothing | Explain --pretrained {}/text.pt | features of size 0 to 0, which no training gives
+weights whose own pair overflows | Explain --pretrained {}/pair.pt | a projection with weights of size .*e\+30, which no
+weights whose gradients overflow | evaluate grad_cam --networks scenes-ViT-32 --datasets scenes --limit 1 --pretrained {}/large.pt | a map is not of finite numbers: the network's weights
+features to train on that overflow | Train scenes:6 --pretrained {}/large.pt | features of size inf to inf, which no training gives
+weights whose features overflow | Explain --pretrained {}/large.pt | features of size inf to inf, which no training gives: its weights are damaged
 weights in and out of a wrapper | Explain --pretrained {}/wrapped.pt | holds 86 weights twice, with and without a wrapper
 weights beside their average | Explain --pretrained {}/average.pt | prints out.png.*weights lie outside .* .ema_model.module
 two sets of weights alike | Explain --pretrained {}/alike.pt | holds several sets of weights alike: 0, 1; save the one
@@ -580,6 +648,9 @@ many workers without a folder | Evaluate --ray 2 | --ray needs --out
 an unknown dataset | Evaluate --datasets voc2007 | no dataset 'voc2007'
 a dataset that is not there | Evaluate --datasets voc2012 --root {}/empty | JPEGImages is missing
 no root | Evaluate --datasets coco2017 | coco2017 needs root=
+a limit that is true | reproduce --set limit=true | limit must be a valid integer, not 'True'
+an unknown network of a run | reproduce --networks ViT-B-61 | no network 'ViT-B-61'; near: .*ViT-B-16
+an unknown mask of a run | reproduce --set "masks={x: scenes-DINOs}" | masks: x: neither timm nor the demo has a model 'scenes-DINOs'; near: scenes-DINO
 a limit of nothing | Evaluate --limit 0 | limit as given .--limit, --set or -p.: limit must be greater than or equal to 1
 a setting of one word for several | reproduce --set training=x | training as given .--training, --set or -p.: training must
 a dataset that is not there behind another | evaluate clip --networks scenes-ViT-32 --limit 1 --datasets scenes,voc2012 --root {}/empty | JPEGImages is missing
@@ -593,7 +664,7 @@ VOC: a mask saved as JPEG | Voc | is no PNG, and labels outlive no other kind
 VOC: a colour mask | Voc | is a colour image
 VOC: a mask of another size | Voc | the mask is 9x9, its image 224x224
 VOC: a label out of range | Voc | label 21 is not one of
-VOC: an image listed twice | Voc | val.txt lists .* twice
+VOC: an image listed twice | Voc | val.txt: image '.*' is there twice; keep one
 VOC: a list with a byte order mark | Voc | prints voc2012 clip: mIoU .* 4 images
 VOC: a list in UTF-16 | Voc | val.txt is not UTF-8
 VOC: a list with a remark | Voc | val.txt: '# mine' is not the id of an image; write one id a line
@@ -603,6 +674,11 @@ VOC: an empty list | Voc | val.txt lists no image
 VOC: an image without a class | Voc | prints 1 of 4 images have no class to score and are left out
 VOC: no list | Voc | val.txt is missing
 VOC: an image that is gone | Voc | \.jpg is missing
+VOC: a list that is a folder | Voc | val.txt is no file\. Expected
+VOC: a file in place of its folder | Voc | VOC2012 is no folder\. Expected
+VOC: an image that is a folder | Voc | \.jpg is no file\. Expected
+VOC to be got where its list is a folder | data fetch voc2012 --root {}/voc | val.txt: a folder is in the way of a file; name another
+VOC to be got where its folder is a file | data fetch voc2012 --root {}/voc | VOC2012: a file is in the way of a folder; name
 VOC: an image cut off | Voc | \.jpg cannot be read as an image
 COCO: a category out of range | Coco | unknown category 999
 COCO: a picture under two ids | Coco | picture '.*jpg' is there twice
@@ -634,6 +710,7 @@ COCO: run lengths that are none | Coco | it has no counts
 COCO: run lengths that are true | Coco | its run lengths are not whole numbers
 COCO: a mask that is a word | Coco | boxes alone cannot be scored
 COCO: a point that is true | Coco | a polygon has a point that is no number
+COCO: a file in place of its folder | Train coco:{}/red.png | red.png: a file is in the way of a folder; name
 COCO: a caption that is a number | Train coco:{}/coco | captions_val2017.json .* caption of annotations.0. is 7, not a text
 COCO: a picture that is a number | Train coco:{}/coco | captions_val2017.json .* file_name of images.0. is 7, not a word
 COCO: captions of an image that is true | Train coco:{}/coco | image_id of annotations.0. is True, not
@@ -646,6 +723,7 @@ COCO: a list | Coco | instances_val2017.json is not a complete COCO
 COCO: no annotations | Coco | instances_val2017.json is not a complete COCO .* list of annotations
 COCO: ids that are words | Coco | prints coco2017 clip: mIoU .* 4 images
 ImageNet-S: a class id out of range | Ins | class id 60 is beyond
+ImageNet-S: two images of one name | Ins | validation: image '0001' is there twice; keep one, or give
 ImageNet-S: a mask of 16 bits | Ins | has 16 bits a channel; save it with 8
 ImageNet-S: red and blue changed | Ins | blue is not 0
 ImageNet-S: an image that is gone | Ins | \.JPEG is missing
@@ -684,7 +762,10 @@ a shard cut between files | Train web:{}/ended.tar | ended.tar is not a whole ta
 a key twice in a shard | Train web:{}/twice.tar | prints 4 pairs
 two pictures under one key | Train web:{}/both.tar | prints 2 pairs.*1 of 3 pairs were skipped: 1 with several pictures .3 of both
 a shard with more of each key | Train web:{}/more.tar | prints 2 pairs
-a shard with captions elsewhere | Train web:{}/cls.tar | 2 with an empty caption .*; of a shard .txt, or the field caption
+a shard with captions elsewhere | Train web:{}/cls.tar | 2 with an empty caption .*; of a shard the .txt, or the field caption
+shards that are compressed | Train web:{}/shards | prints 6 pairs
+a shard with links to its files | Train web:{}/links.tar | prints 3 pairs
+a shard of pictures, then captions | Train web:{}/apart.tar | no image of apart.tar could be read: 2 with an empty caption .*beside a picture of its name
 zeros in a shard | Train web:{}/zeros.tar | zeros.tar is not a whole tar file .another archive or more files behind zeros
 two shards in one file | Train web:{}/joined.tar | joined.tar is not a whole tar file .another archive
 a learning rate that is too large | Train scenes:8 --epochs 3 --lr 1e30 | training diverged in epoch .*; train with a smaller
@@ -711,7 +792,7 @@ a profile's name of 10,000 characters | reproduce --profile "{long}" | no profil
 a setting of another kind | reproduce --set networks=3 | lists of names, not 3
 a setting whole and in parts | reproduce --set training=5 --set training.epochs=3 | --set cannot give 'training.epochs'
 a setting that is an option | reproduce --set out=3 | --set cannot give 'out'
-a setting that is none | reproduce --set "{long}=1" | a profile has no parameter 'circle .*'; it has networks
+a setting that is none | reproduce --set "{long}=1" | a profile has no parameter 'circle .*'; there are networks
 a dataset of 10,000 characters | reproduce --datasets "{long}" | no dataset 'circle .*'; there are voc2012
 a run over the notebooks | reproduce --figure 5 --out {repository} | 05_mmp_training.ipynb is an input and would be
 a run among the notebooks | reproduce --figure 5 --out {repository}/notebooks | lies in the repository's own notebooks
@@ -736,7 +817,7 @@ TRAIN = shlex.split("--epochs 1 --pooling max --cache {}/cache --workers 0 --bat
 def test_commands(name, place, monkeypatch, capsys):
     command, message = CASES[name]
     SPOILT.get(name, id)(place)
-    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    before = {path: files.stamp(path) for path in place.rglob("*") if path.is_file()}
     links = [path for path in place.rglob("*") if path.is_symlink()]
     monkeypatch.chdir(place)
     word, _, rest = command.partition(" ")
@@ -753,7 +834,7 @@ def test_commands(name, place, monkeypatch, capsys):
         assert said.startswith("eclip: ") and "\n" not in said and re.search(message, said), said
         assert len(said.replace(str(place), "")) < 300 and "--debug" not in said
         assert "mIoU" not in printed.out  # nothing is measured before
-    assert all(path.read_bytes() == content for path, content in before.items())
+    assert all(files.stamp(path) == stamp for path, stamp in before.items())
     assert all(path.is_symlink() for path in links)
     assert not (message.startswith("train: ") and (place / "cache").exists())  # before long work
 
@@ -794,9 +875,10 @@ def test_a_home_folder_and_a_name_twice_are_read_as_meant(monkeypatch):
     assert eclip.load_profile("demo", datasets="scenes,scenes").datasets == ["scenes"]
 
 
-def test_a_text_of_other_bytes_is_named(place, monkeypatch):
-    said = run(monkeypatch, "explain", str(place / "red.png"), "a \udce9", "--out", str(place / "o.png"))
-    assert said == r"eclip: text 1 is not UTF-8: 'a \udce9'"
+@pytest.mark.parametrize(("letter", "shown"), [("\udce9", r"\udce9"), ("\x1b", r"\x1b")])
+def test_a_text_of_other_bytes_is_named(letter, shown, place, monkeypatch):
+    said = run(monkeypatch, "explain", place / "red.png", f"a {letter}", "--out", place / "o.svg")
+    assert said == f"eclip: text 1 is not plain UTF-8: 'a {shown}'; write it again"
 
 
 def test_a_long_prompt_is_cut_with_a_warning():

@@ -313,7 +313,8 @@ def test_the_command_line_measures_what_it_is_asked(monkeypatch, capsys, tmp_pat
     (path,) = out.glob("*.csv")
     assert {"iou", "iou_image", "argmax_union", "argmax_background_union"} <= set(pd.read_csv(path))
     assert (
-        run(monkeypatch, *words, "miuo") == f"eclip: --measures: no miuo; there are {', '.join(scores.SAID)}"
+        run(monkeypatch, *words, "miuo")
+        == f"eclip: --measures: no 'miuo'; there are {', '.join(scores.SAID)}"
     )
     assert "--slide and --ensemble are for argmax" in run(monkeypatch, *words, "miou", "--slide")
     assert cli.MEASURES.startswith(", ".join(scores.SAID)) and list(scores.SAID)[2:] == list(evaluation.MORE)
@@ -335,7 +336,7 @@ def test_a_class_called_background_and_an_unknown_measure_are_refused(clip):
     with pytest.raises(ValueError, match="own has a class of its own called background"):
         eclip.evaluate(explain, Own(), clip, measures=["argmax_background"])
     assert len(segmentation.Segmentation(clip, Overlapping(), background=True).text) == 4  # circle once
-    with pytest.raises(ValueError, match="no measure iou"):
+    with pytest.raises(ValueError, match="no measure 'iou'"):
         eclip.evaluate(explain, Hand(), clip, measures=["iou"])
 
 

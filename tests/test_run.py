@@ -196,7 +196,7 @@ def test_what_is_missing_is_named_before_any_work(book, tmp_path, capsys):
 NOTHING = [  # settings that name nothing, and what is said
     ({"networks": ["ViT-B-61"]}, "ViT-B-61"),
     ({"masks": {}}, "masks: a training needs one"),
-    ({"masks": {"DINO": "nonsense"}}, "masks: DINO: timm has no model 'nonsense'"),
+    ({"masks": {"DINO": "nonsense"}}, "masks: DINO: neither timm nor the demo has a model 'nonsense'"),
     ({"masks": {"ground truth": "scenes-DINO"}}, "masks: ground truth is another mask's name"),
     ({"replicates": {"scenes-ViT-32": ["seed9"]}}, "no bundled checkpoint 'seed9'"),
     ({"replicates": {"nope": ["seed1"]}}, "replicates: nope is none of the run's networks"),

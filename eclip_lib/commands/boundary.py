@@ -4,6 +4,8 @@ import os
 import re
 import sys
 import warnings
+from itertools import pairwise
+from pathlib import Path
 
 said: set[str] = set()
 
@@ -29,7 +31,9 @@ def sentence(error):
         line, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
         return line and f"{line[:200]}; see {context.command_path if context else 'eclip'} --help"
     if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
-        return f"{error.filename}: a file is in the way of a folder; name another place"
+        path = Path(error.filename)
+        file = next((place for place in [*reversed(path.parents), path] if place.is_file()), path)
+        return f"{file}: a file is in the way of a folder; name another place"
     if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | os.PathLike):
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
@@ -47,6 +51,14 @@ def sentence(error):
     )
 
 
+def require_values(words):
+    """Raise ValueError where an option is given an empty value, as by a shell's variable that is not set: it
+    would count as left out."""
+    for option, value in pairwise([*words, "-"]):
+        if re.fullmatch("--[^=]+=" if value else "--[^=]+=?", option):
+            raise ValueError(f"{option.rstrip('=')} is given an empty value; write one, or leave it out")
+
+
 def run(app):
     """Run a typer app: whatever goes wrong ends in one sentence. `--debug` shows where."""
     if hasattr(sys.stdout, "reconfigure"):  # a program that calls this may have put another one there
@@ -58,6 +70,7 @@ def run(app):
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning, sys.unraisablehook = note, unraisable
         try:
+            require_values(sys.argv[1:])
             sys.exit(app(prog_name="eclip", standalone_mode=False))
         except Exception as error:
             if debug:

@@ -6,6 +6,7 @@ import os
 import warnings
 import zipfile
 from json import dumps, loads
+from unicodedata import category
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -78,12 +79,13 @@ def _draw(view, places, about, bare, colormap, alpha):
 
 
 def require_texts(texts):
-    """Raise ValueError where there is none, or one that is empty, no text or a file."""
+    """Raise ValueError where there is none, or one that is empty, no plain text or a file."""
     if not texts or any(not text.strip() for text in texts):
         raise ValueError("give at least one text, and none that is empty")
     for number, text in enumerate(texts, 1):
-        if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that the terminal could not read
-            raise ValueError(f"text {number} is not UTF-8: {ascii(text)[:80]}")
+        # control characters, and bytes that the terminal could not read
+        if any(category(letter) in ("Cc", "Cs") and letter not in "\t\n\r" for letter in text):
+            raise ValueError(f"text {number} is not plain UTF-8: {ascii(text)[:80]}; write it again")
         if os.path.splitext(text)[1] and os.path.isfile(text):
             raise ValueError(f"{text} is a file, not a text; quote a glob of pictures, or give their folder")
 
@@ -91,9 +93,7 @@ def require_texts(texts):
 def _require_look(alpha, colormap, batch_size):
     if not 0 <= alpha <= 1:
         raise ValueError(f"--alpha is 0 (the picture alone) to 1 (the map alone), not {alpha}")
-    if colormap not in plt.colormaps():
-        known = "matplotlib's are coolwarm, cividis, magma, …"
-        raise ValueError(f"no colormap {files.few([colormap])!r}; {known}")
+    files.require_known(colormap, plt.colormaps(), "no colormap", " (matplotlib's, like coolwarm, cividis)")
     if batch_size < 1:
         raise ValueError(f"--batch-size is at least 1 picture, not {batch_size}")
 

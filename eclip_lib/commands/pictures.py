@@ -21,18 +21,19 @@ def pictures(photo):
     if path.is_file():
         return [path]
     found = path.iterdir() if path.is_dir() else itertools.chain(*files.matching(photo).values())
-    found = sorted(p for p in found if not p.is_dir() and not p.name.startswith("."))
-    good = [p for p in found if p.suffix.lower().lstrip(".") in PICTURES and p.is_file()]
-    others = [p.name for p in found if p not in good]
-    if others:
-        said = f"left out, no pictures by their names or what they lead to: {len(others)} files"
-        warnings.warn(f"{said} ({files.few(others)})", stacklevel=2)
-    own = [p for p in good if _is_overlay(p)]
-    if own:
-        said = f"left out, overlays of an earlier run: {len(own)} files"
-        warnings.warn(f"{said} ({files.few([p.name for p in own])})", stacklevel=2)
-    good = [p for p in good if p not in own]
-    if not good:
+    found = sorted(p for p in found if not p.name.startswith("."))
+    named = [p for p in found if p.suffix.lower().lstrip(".") in PICTURES and p.is_file()]
+    own = [p for p in named if _is_overlay(p)]
+    folders = [p for p in found if p.is_dir()]
+    for what, left in (
+        ("no pictures by their names or what they lead to: {} files", {*found} - {*named, *folders}),
+        ("a glob with ** looks into them: {} folders", [] if "**" in str(photo) else folders),
+        ("overlays of an earlier run: {} files", own),
+    ):
+        if left:
+            first = files.few([p.name for p in sorted(left)])
+            warnings.warn(f"left out, {what.format(len(left))} ({first})", stacklevel=2)
+    if not (good := [p for p in named if p not in own]):
         kinds = ", ".join(PICTURES)
         raise FileNotFoundError(f"no picture at {photo} (a file, a folder or a glob of {kinds})")
     return good

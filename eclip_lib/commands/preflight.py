@@ -6,13 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import open_clip
 import timm
 
 from .. import files
 from ..networks import checkpoints, demo
 from ..networks.hugging_face import has_scheme
-from ..networks.loading import empty_clip, require_device
+from ..networks.loading import empty_clip, require_device, require_tag
 from ..poolings import GROUND_TRUTH
 from ..profiles import INCIDENTAL, Profile
 from . import outputs, resources
@@ -44,7 +43,6 @@ def require_known(run, device):
         require_device(device)
     outputs.folder(run.out)
     for network in run.networks:
-        demo.require(network)
         empty_clip(network)
         for tag in (run.pretrained, *run.replicates.get(network, ()), run.scratch.get(network)):
             _require_weights(network, tag)
@@ -56,8 +54,9 @@ def require_known(run, device):
         raise ValueError(f"masks: {files.few(sorted(taken))} is another mask's name; give it one of its own")
     for name, (network, _) in run.mask_models.items():
         demo.require(network)
-        if not (network in demo.ATTENTIONS or has_scheme(network) or timm.is_model(network)):
-            raise ValueError(f"masks: {name}: timm has no model {files.few([network])!r}, nor has the demo")
+        if not (has_scheme(network) or timm.is_model(network)):
+            known = [*demo.ATTENTIONS, *timm.list_models()]
+            files.require_known(network, known, f"masks: {name}: neither timm nor the demo has a model")
     where = run.projection or "a/b"
     if not (
         files.place(where).exists() or Path(where).suffix in checkpoints.SUFFIXES or where.count("/") == 1
@@ -73,9 +72,7 @@ def _require_weights(network, tag):
     if network in demo.NETWORKS:
         demo.checkpoint(network, tag)
     elif not checkpoints.registered(network.removesuffix("-quickgelu"), tag):
-        known = open_clip.list_pretrained_tags_by_model(network)
-        if tag not in known:
-            raise ValueError(f"{network} has no weights {files.few([tag])!r}; it has {files.few(known)}")
+        require_tag(network, tag)
 
 
 def lacks(run, training=True) -> list[Lack]:

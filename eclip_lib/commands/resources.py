@@ -150,8 +150,8 @@ def _weights(name, network):
 def require_known(names):
     """Raise ValueError that names the first one that nothing is known of."""
     known = [name for kind in ("datasets", "pairs", "weights") for name in checkpoints.registry()[kind]]
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"nothing known of {files.few(unknown[:1])!r}; there are {', '.join(known)}")
+    for name in names:
+        files.require_known(name, known, "nothing known of")
 
 
 def fetch(name, root):
@@ -169,9 +169,12 @@ def fetch(name, root):
         steps = about["steps"].format(root=root)
         return f"{name} cannot be downloaded by a program alone ({about['licence']}):\n{steps}"
     root = outputs.folder(root)
-    for mark in about.get("marks", ()):
-        if in_the_way := [place for place in (root / mark).parents if place.exists() and not place.is_dir()]:
-            raise FileExistsError(errno.EEXIST, "", str(in_the_way[0]))
+    for place in (root / mark for mark in about.get("marks", ())):
+        if place.suffix and place.is_dir():
+            said = "a folder is in the way of a file; name another place"
+            raise IsADirectoryError(errno.EISDIR, said, str(place))
+        for folder in filter(Path.is_file, (place, *place.parents)[bool(place.suffix) :]):
+            raise FileExistsError(errno.EEXIST, "", str(folder))
     todo = [file for file in about["files"] if not _as_it_came(file, root)]
     # an archive and what comes out of it lie side by side for a while
     downloads.require_space(root, 2 * sum(file["bytes"] for file in todo), name)

@@ -33,8 +33,8 @@ def measure(
     ray: so many Ray workers, 0 for none. measures: comma-separated, of `SAID`; slide, ensemble: see
     `Segmentation`. ECLIP's pair is `Run.load_pair`'s."""
     asked = files.names(measures, "--measures")
-    if unknown := set(asked) - set(SAID):
-        raise ValueError(f"--measures: no {files.few(sorted(unknown))}; there are {', '.join(SAID)}")
+    for name in asked:
+        files.require_known(name, SAID, "--measures: no")
     if {"argmax", "argmax_background"} & set(asked) and method in APART:
         said = f"{named(method)} does not compare texts at a pixel, so its argmax means little"
         warnings.warn(f"{said}, see docs/measures.md", stacklevel=2)

@@ -28,8 +28,7 @@ def load_dataset(name: str, root: str | Path | None = None, limit: int | None = 
     it (scenes need none). limit: keep the first so many. options: the constructor's own (for scenes: split,
     level, colours, length). Raises ValueError for an unknown name or a damaged file, FileNotFoundError that
     names what is missing."""
-    if name not in REGISTRY:
-        raise ValueError(f"no dataset {files.few([name])!r}; there are {', '.join(REGISTRY)}")
+    files.require_known(name, REGISTRY, "no dataset")
     if root is None and not name.startswith("scenes"):
         raise ValueError(f"{name} needs root=, the folder that holds it; see data/README.md")
     root = None if root is None else files.place(root)

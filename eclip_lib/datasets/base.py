@@ -1,12 +1,13 @@
 """What every dataset is: `Example`s with a list of class names; and how every picture is read."""
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from .. import files
 
@@ -41,6 +42,7 @@ class Dataset(Sequence):
     missing before any work starts."""
 
     name: str
+    layout: str  # of its files, in words
     classes: list[str]
     background: Sequence[str] = BEHIND
     items: Sequence
@@ -53,6 +55,15 @@ class Dataset(Sequence):
 
     def example(self, item) -> Example:
         raise NotImplementedError
+
+    def require(self, path, is_there=Path.is_dir):
+        """The path of a folder, or of a file (Path.is_file). Raises FileNotFoundError that names the layout."""
+        if is_there(path := Path(path)):
+            return path
+        there = next((place for place in (path, *path.parents) if place.exists()), path)
+        wrong = f"{there} is no {'file' if there.is_dir() else 'folder'}"
+        said = f"{self.name}: {wrong if there.is_file() or path.exists() else f'{path} is missing'}"
+        raise FileNotFoundError(f"{said}. Expected {self.layout}. See data/README.md for how to get it.")
 
     def sources(self, item) -> list[Path]:
         """The files that an example is read from, by which a run notices that one changed; [] where it is
@@ -99,12 +110,10 @@ def examples(dataset: Dataset, count: int, start: int = 0) -> list[Example]:
     return (chosen + spare)[:count]
 
 
-def require(path, dataset, layout):
-    """Return `path`, or raise FileNotFoundError that says who lacks it and which layout is expected."""
-    if not Path(path).exists():
-        said = f"{dataset}: {path} is missing. Expected {layout}"
-        raise FileNotFoundError(f"{said}. See data/README.md for how to get it.")
-    return Path(path)
+def once(values, what):
+    """Raise ValueError where one of the values is there twice. what: they are, in words."""
+    for value in (value for value, count in Counter(values).items() if count > 1):
+        raise ValueError(f"{what} {value!r} is there twice; keep one, or give each its own")
 
 
 def read_image(path, mode="RGB", upright=True, name=None):
@@ -118,6 +127,7 @@ def read_image(path, mode="RGB", upright=True, name=None):
     try:
         with Image.open(path) as image:
             kind, raw = image.format, image.tile[0][3] if image.tile else None
+            tags = dict(getattr(image, "tag_v2", {}))  # of a TIFF
             image.load()
             image = ImageOps.exif_transpose(image) if upright else image.copy()
     except FileNotFoundError:
@@ -136,7 +146,7 @@ def read_image(path, mode="RGB", upright=True, name=None):
             raise ValueError(f"{name} has 16 bits a channel and a transparent colour; save it with 8 bits")
         image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}.get(raw, 1)  # as Pillow scales the grey
     if image.mode == "F" or image.mode.startswith("I"):
-        image = _eight_bits(image, kind, name)
+        image = _eight_bits(image, kind, name, tags)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -157,18 +167,21 @@ def read_mask(path):
     return mask
 
 
-def _eight_bits(image, kind, name):
+def _eight_bits(image, kind, name, tags):
     """A picture of one channel of floats or of more than 8 bits -> 8 bits, white where transparent; Pillow
-    would clip."""
+    would clip, and goes neither by a TIFF's 12 bits nor by its white of 0."""
     values = np.asarray(image, dtype=np.float64)
     low, high = values.min(), values.max()
     sixteen = image.mode.startswith("I;16") or kind == "PNG"  # a PNG has no more
-    top = 65535 if sixteen else 1 if image.mode == "F" and high <= 1 else 255 if high <= 255 else 65535
+    most = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
+    top = most if sixteen else 1 if image.mode == "F" and high <= 1 else 255 if high <= 255 else 65535
     if not (low >= 0 and high <= top):  # false for nan as well
         raise ValueError(
             f"{name} holds values from {low:g} to {high:g}, not of 0 to 1, 8 or 16 bits; convert it to 8 "
             "bits first"
         )
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
+        values = top - values
     grey = (values * (255 / top)).round().astype(np.uint8)
     grey[values == image.info.get("transparency")] = 255
     return Image.fromarray(grey)

@@ -6,15 +6,14 @@ import json
 import os
 import warnings
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 
 from .. import files
-from .base import Dataset, Example, check_size, read_image, require
+from .base import Dataset, Example, check_size, once, read_image
 
 FARTHEST = 1e6  # pixels, of a polygon's point
-LAYOUT = "root/val2017/*.jpg and root/annotations/instances_val2017.json"
-
 
 INSTANCES = {"images": "id file_name height width", "annotations": "id image_id category_id"}
 INSTANCES |= {"categories": "id name"}
@@ -78,10 +77,12 @@ class COCO2017(Dataset):
     Images without any annotation that covers a pixel are left out: they have nothing to score."""
 
     name = "coco2017"
+    layout = "root/val2017/*.jpg and root/annotations/instances_val2017.json"
 
     def __init__(self, root):
-        self.images = require(require(root, self.name, LAYOUT) / "val2017", self.name, LAYOUT)
-        self.path = require(self.images.parent / "annotations" / "instances_val2017.json", self.name, LAYOUT)
+        self.images = self.require(self.require(root) / "val2017")
+        self.path = self.images.parent / "annotations" / "instances_val2017.json"
+        self.require(self.path, Path.is_file)
         from pycocotools.coco import COCO
 
         self.coco = COCO()
@@ -96,7 +97,7 @@ class COCO2017(Dataset):
             said = f"{len(bare)} of {len(self.coco.imgs)} images have no class to score and are left out"
             warnings.warn(f"{self.path}: {said} ({files.few(bare)})", stacklevel=3)
         for item in self.items:
-            require(self.sources(item)[0], self.name, LAYOUT)
+            self.require(self.sources(item)[0], Path.is_file)
 
     def _check(self):
         images, annotations = (self.coco.dataset[key] for key in ("images", "annotations"))
@@ -110,10 +111,7 @@ class COCO2017(Dataset):
             "category id": [c["id"] for c in categories],
             "category": self.classes,
         }.items():
-            twice = [value for value, count in Counter(values).items() if count > 1]
-            if twice:
-                said = f"{self.path}: {kind} {twice[0]!r} is there twice"
-                raise ValueError(f"{said}; which one is meant is not known")
+            once(values, f"{self.path}: {kind}")
         sizes = {image["id"]: (image["width"], image["height"]) for image in images}
         self.annotations, empty, lost = defaultdict(list), [], 0  # image: those that cover a pixel of it
         for annotation in annotations:

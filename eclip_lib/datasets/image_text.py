@@ -17,7 +17,7 @@ import torch
 
 from .. import files
 from . import scenes
-from .base import read_image
+from .base import once, read_image
 from .coco import CAPTIONS, read_annotations
 from .tables import rows
 from .tars import WebPairs, nonempty
@@ -150,9 +150,7 @@ class CocoPairs(_Listed):
         found.sort(key=lambda a: str(a["id"]).zfill(20))
         paths = (str(Path(root, split, names[a["image_id"]])) for a in found)
         pairs = [(path, (a["caption"] or "").strip()) for path, a in zip(paths, found, strict=True)]
-        if len(names) < len(document["images"]):
-            said = f"{path}: an image id is there twice"
-            raise ValueError(f"{said}; which image its captions mean is not known")
+        once((image["id"] for image in document["images"]), f"{path}: image id")
         if lost := len(document["annotations"]) - len(found):
             warnings.warn(f"{path}: {lost} captions are of images that it does not list", stacklevel=2)
         self._take(pairs, [a["id"] for a in found], {"source": "coco", "path": str(path)}, size)

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .base import Dataset, Example, check_size, read_image, read_mask, require
+from .base import Dataset, Example, check_size, once, read_image, read_mask
 
-LAYOUT = "root/validation/<synset>/*.JPEG and root/validation-segmentation/<synset>/*.png (its own layout)"
 VOID = 1000
 # class id = line number, from 1: the 50 synsets in sorted order, each with the words its prompt uses
 LINES = Path(__file__).with_name("imagenet_s50.tsv").read_text().splitlines()
@@ -18,25 +17,28 @@ class ImageNetS50(Dataset):
     256 G: 0 other, 1 to 50, 1000 void."""
 
     name, classes = "imagenet-s50", list(SYNSETS.values())
+    layout = (
+        "root/validation/<synset>/*.JPEG and root/validation-segmentation/<synset>/*.png (its own layout)"
+    )
 
     def __init__(self, root):
-        root = require(root, self.name, LAYOUT)
+        root = self.require(root)
         root = root / "ImageNetS50" if (root / "ImageNetS50").is_dir() else root
-        self.images = require(root / "validation", self.name, LAYOUT)
-        self.labels = require(self.images.parent / "validation-segmentation", self.name, LAYOUT)
+        self.images, self.labels = map(self.require, (root / "validation", root / "validation-segmentation"))
         found = [*self.images.glob("*/*.JPEG"), *self.labels.glob("*/*.png")]  # a picture or mask may be gone
         found = [Path(p.parent.name, f"{p.stem}.JPEG") for p in found if not p.name.startswith("._")]
         self.items = sorted(set(found))
         if not self.items:
             raise FileNotFoundError(
-                f"{self.name}: no image in {self.images}. Expected {LAYOUT}. See data/README.md."
+                f"{self.name}: no image in {self.images}. Expected {self.layout}. See data/README.md."
             )
         for item in self.items:
             if (synset := item.parts[0]) not in SYNSETS:
                 said = f"{synset} is not one of the 50 synsets of ImageNet-S50"
                 raise ValueError(f"{self.images / item}: {said}")
             for path in self.sources(item):
-                require(path, self.name, LAYOUT)
+                self.require(path, Path.is_file)
+        once((item.stem for item in self.items), f"{self.images}: image")
 
     def sources(self, item):
         return [self.images / item, self.labels / item.with_suffix(".png")]

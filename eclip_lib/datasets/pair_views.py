@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from .. import files
 
 EMPTY = "with an empty caption"
-CAPTIONS = "of a shard .txt, or the field caption of .json, is read"
+CAPTIONS = "of a shard the .txt, or the field caption of .json, beside a picture of its name is read"
 
 
 def augmentation(clip, kind="deit"):

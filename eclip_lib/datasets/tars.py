@@ -15,6 +15,7 @@ from pathlib import Path
 from .. import files
 from .base import read_image
 
+TAR = re.compile(r"\.(tar(\.(gz|bz2|xz))?|tgz)$", re.I)
 PICTURES = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 
 
@@ -26,7 +27,7 @@ def samples(path):
         with tarfile.open(path) as tar:
             key, sample, between = None, {}, {}
             for member in tar:
-                if not member.isfile() or Path(member.name).name.startswith("._"):
+                if not (member.isfile() or member.islnk()) or Path(member.name).name.startswith("._"):
                     continue
                 stem, _, suffix = member.name.rpartition(".")
                 stem = stem or member.name
@@ -42,7 +43,7 @@ def samples(path):
             _require_end(tar)
             if sample:
                 yield from [(key, sample), *filter(_has_caption, between.items())]
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, OSError, KeyError, zlib.error) as error:
         if isinstance(error, FileNotFoundError):
             raise
         reason = str(error).partition(":")[0]  # tarfile goes on with every compression that it tried
@@ -83,8 +84,10 @@ class WebPairs:
     one by one and that are not there."""
 
     def __init__(self, pattern):
-        folder = files.place(pattern).is_dir()
-        found = files.matching(Path(pattern, "*.tar") if folder else pattern, _expanded)
+        if (folder := files.place(pattern)).is_dir():
+            found = {"": [path for path in folder.iterdir() if TAR.search(path.name)]}
+        else:
+            found = files.matching(pattern, _expanded)
         paths = sorted(str(path) for some in found.values() for path in some if path.name[:2] != "._")
         self.parts = nonempty(list({os.path.realpath(path): path for path in paths}.values()), pattern)
         gone = [part for part, some in found.items() if not some and not glob.has_magic(part)]

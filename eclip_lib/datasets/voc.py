@@ -1,18 +1,17 @@
 """PASCAL VOC 2012 segmentation, validation split: 1449 images, 20 classes (paper §4.1)."""
 
-from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
 from .. import files
-from .base import Dataset, Example, check_size, read_image, read_mask, require
+from .base import Dataset, Example, check_size, once, read_image, read_mask
 
 # the dataset's own order; its spellings are written out as words a text encoder has read
 CLASSES = (
     "aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, dining table, dog, horse, motorbike, "
     "person, potted plant, sheep, sofa, train, tv monitor"
 ).split(", ")
-LAYOUT = "root/VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation/val.txt}"
 VOID = 255
 
 
@@ -30,12 +29,12 @@ class VOC2012(Dataset):
     void."""
 
     name, classes = "voc2012", CLASSES
+    layout = "root/VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation/val.txt}"
 
     def __init__(self, root):
-        base = require(root, self.name, LAYOUT) / "VOCdevkit" / "VOC2012"
-        self.images = require(base / "JPEGImages", self.name, LAYOUT)
-        self.labels = require(base / "SegmentationClass", self.name, LAYOUT)
-        listing = require(base / "ImageSets" / "Segmentation" / "val.txt", self.name, LAYOUT)
+        base = self.require(root) / "VOCdevkit" / "VOC2012"
+        self.images, self.labels = map(self.require, (base / "JPEGImages", base / "SegmentationClass"))
+        listing = self.require(base / "ImageSets" / "Segmentation" / "val.txt", Path.is_file)
         self.items = [line.strip() for line in files.read_text(listing).splitlines() if line.strip()]
         for item in self.items:
             if item[0] == "#" or len(item.split()) > 1 or not item.isprintable():
@@ -43,12 +42,10 @@ class VOC2012(Dataset):
                 raise ValueError(f"{said}; write one id a line, and nothing else")
         if not self.items:
             raise ValueError(f"{self.name}: {listing} lists no image")
-        twice = [item for item, count in Counter(self.items).items() if count > 1]
-        if twice:
-            raise ValueError(f"{listing} lists {twice[0]} twice: it would count twice")
+        once(self.items, f"{listing}: image")
         for item in self.items:
             for path in self.sources(item):
-                require(path, self.name, LAYOUT)
+                self.require(path, Path.is_file)
 
     def sources(self, item):
         return [self.images / f"{item}.jpg", self.labels / f"{item}.png"]

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from .. import files
-from ..datasets.base import Dataset
+from ..datasets.base import Dataset, once
 from ..explainers import Shared, maps
 from ..method import itsm, score
 from ..networks.clip import Clip
@@ -33,8 +33,9 @@ ANSWERS = {"faithfulness": deletion_insertion, "road": road}
 
 def read_rows(path, columns=None) -> pd.DataFrame | None:
     """Rows that were written as CSV, to the last bit, or None where they are not there or not whole."""
-    try:
-        rows = pd.read_csv(path, dtype={"image_id": str}, float_precision="round_trip")
+    kinds = {"dtype": {"image_id": str}, "float_precision": "round_trip"}
+    try:  # a class may be called None, or NA
+        rows = pd.read_csv(path, keep_default_na=False, na_values=[""], **kinds)
         return rows if columns is None else rows[columns]
     except pd.errors.EmptyDataError:  # a table without rows is an empty line
         return pd.DataFrame() if columns is None and os.path.getsize(path) else None
@@ -72,8 +73,8 @@ def evaluate(
     threshold, score_contrast (nan where the image has no background), foreground (share of the pixels that
     count, which is also the IoU of the all-foreground map), and the dataset, network, method and seed that it
     belongs to. Raises ValueError."""
-    if unknown := set(measures) - set(MORE):
-        raise ValueError(f"no measure {files.few(sorted(unknown))}; there are {', '.join(MORE)}")
+    for name in measures:
+        files.require_known(name, MORE, "no measure")
     argmax = [name for name in MORE if name in measures and name.startswith("argmax")]
     segment = {n: Segmentation(clip, dataset, n.endswith("background"), slide, ensemble) for n in argmax}
     asked = [name for name in ANSWERS if name in measures]
@@ -81,6 +82,7 @@ def evaluate(
     rows, pixels = defaultdict[object, list](list), defaultdict[object, list](list)
     methods = explainer if isinstance(explainer, dict) else {None: explainer}
     for batch in batches(dataset, clip, batch_size, workers, description, slide and bool(segment)):
+        once([*order, *batch.ids], "image id")
         order |= {name: len(order) + k for k, name in enumerate(batch.ids)}
         bare += [name for name, classes in zip(batch.ids, batch.names, strict=True) if not classes]
         batch = batch if segment else batch.with_at_least(1)  # with a background, every image counts

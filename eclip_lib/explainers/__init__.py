@@ -60,8 +60,7 @@ def named(method: str) -> str:
 
 def require(method: str):
     """Raise ValueError for an unknown method."""
-    if method not in REGISTRY:
-        raise ValueError(f"no method {files.few([method])!r}; there are {', '.join(REGISTRY)}")
+    files.require_known(method, REGISTRY, "no method")
 
 
 def explainer(method: str, clip, **options) -> Callable:

@@ -80,7 +80,7 @@ class Shared:
         steps = in_steps(self.clip.model.visual) if own else None
         if steps is None:
             return self.clip.encode_image(self.images)
-        return steps.finish(steps.blocks[-1](self.partway(-1)))
+        return self.clip.sound(steps.finish(steps.blocks[-1](self.partway(-1))))
 
     @torch.no_grad()
     def partway(self, blocks):
@@ -103,19 +103,22 @@ def maps(
     shared: Shared | None = None,
 ):
     """The maps of selected pairs: index [P, 2] of image and text -> [P, h, w], without a gradient. shared:
-    the features of these images, for several explainers of one batch."""
+    the features of these images, for several explainers of one batch. Raises ValueError where one is not
+    finite."""
     own = shared if shared is not None and getattr(explain, "clip", None) is shared.clip else None
-    if own and isinstance(explain, PairMap):
-        return explain.pairs(images, text, index, own)
-    if hasattr(explain, "pairs"):
-        with torch.enable_grad():
-            return explain.pairs(images, text, index).detach()
-    with torch.no_grad():
-        if own and isinstance(explain, FeatureMap):
-            every = explain.of_shared(own, text)
+    with torch.set_grad_enabled(hasattr(explain, "pairs")):
+        if own and isinstance(explain, PairMap):
+            found = explain.pairs(images, text, index, own)
+        elif hasattr(explain, "pairs"):
+            found = explain.pairs(images, text, index).detach()
+        elif own and isinstance(explain, FeatureMap):
+            found = explain.of_shared(own, text)[index[:, 0], index[:, 1]]
         else:
-            every = explain(images, text)
-        return every[index[:, 0], index[:, 1]]
+            found = explain(images, text)[index[:, 0], index[:, 1]]
+    if not found.isfinite().all():
+        said = "a map is not of finite numbers: the network's weights or the pair's are damaged"
+        raise ValueError(f"{said}, or too large for float32; get them again")
+    return found
 
 
 def vit_blocks(clip, method):
@@ -151,10 +154,6 @@ def _prepared(clip, images):
 
 
 def every_map(explain: Callable, shared: Shared, text: torch.Tensor) -> torch.Tensor:
-    """The maps of every image and text, before Eq. 5 -> [B, T, h, w]. Raises ValueError where one is not
-    finite."""
+    """The maps of every image and text, before Eq. 5 -> [B, T, h, w]."""
     cells = maps(explain, shared.images, text, every_pair(shared.images, text), shared)
-    if not cells.isfinite().all():
-        said = "a map is not of finite numbers: the network's weights or the pair's are damaged"
-        raise ValueError(f"{said}, or too large for float32; get them again")
     return cells.unflatten(0, (len(shared.images), len(text)))

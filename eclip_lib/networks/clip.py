@@ -4,7 +4,6 @@ Together with `encoders.py` the only place that knows open_clip's insides. Every
 the projection, because CLIP, ECLIP and RCLIP differ only in the `Projection` that follows."""
 
 import copy
-import math
 import re
 import sys
 import warnings
@@ -86,11 +85,12 @@ class Clip:
         if self.device.type == "cuda" and not self.is_vit:  # what cuDNN's convolutions are fastest on
             model.visual.to(memory_format=torch.channels_last)
         self.logit_scale = float(model.logit_scale.exp())
-        if not math.isfinite(self.logit_scale):
+        if not self.logit_scale < 1e4:  # OpenAI's is 100, SigLIP's 117
             said = f"{network}: e to its logit_scale, {float(model.logit_scale):g}, is no factor on cosines"
             raise ValueError(f"{said}; save its logarithm there, or get the weights again")
         self.projection = Projection.of_state(own_weights(model, network)).requires_grad_(False).to(device)
         self.projection.metadata = {"network": network, "weights": pretrained}
+        self.projection.require_sound(network)
         self.backbone = None  # another image encoder, see `with_image_encoder`
 
     @property
@@ -122,9 +122,24 @@ class Clip:
             raise ValueError(f"{self.network} reads images of shape {expected}, not {list(images.shape)}")
         images = images.to(self.device)
         if self.backbone is not None:
-            return self.backbone.features(self.to_rgb(images))
+            return self.sound(self.backbone.features(self.to_rgb(images)))
         with self._autocast():
-            return _float32(image_features(self.model.visual, images))
+            return self.sound(_float32(image_features(self.model.visual, images)))
+
+    def sound(self, features):
+        """The same `ImageFeatures`, see `_require_size`."""
+        self._require_size(features.class_token, features.tokens, features.feature_map)
+        return features
+
+    @torch.no_grad()
+    def _require_size(self, whole, *cells):
+        """Raise ValueError where cosines of features [..., C] would be nan, or 0 as numbers vanish or overflow
+        in float32; a ResNet's cell may be 0."""
+        found = [torch.linalg.vector_norm(x.float(), dim=-1) for x in (whole, *cells) if x is not None]
+        low, high = found[0].min(), torch.stack([sizes.max() for sizes in found]).max()
+        if not (low > 1e-6 and high < 1e12):  # false for nan as well
+            said = f"{self.network}: features of size {low:.3g} to {high:.3g}, which no training gives"
+            raise ValueError(f"{said}: its weights are damaged; get them again")
 
     def encode_depths(self, images: torch.Tensor) -> list[ImageFeatures]:
         """[B, 3, H, W] -> what a ViT's map would read right behind the patch embedding and behind each block,
@@ -154,7 +169,9 @@ class Clip:
             x, mask = tower._embeds(tokens)
             kind, end = "last" if tower.cls_emb is not None else tower.pool_type, tower.eos_id
         x = tower.ln_final(tower.transformer(x, attn_mask=mask))
-        return text_global_pool(x, tokens, kind, eos_token_id=end)
+        text = text_global_pool(x, tokens, kind, eos_token_id=end)
+        self._require_size(text)
+        return text
 
     def _warn_of(self, texts, quote):
         if self.network in demo.NETWORKS | demo.ARMS:

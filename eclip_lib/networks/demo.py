@@ -72,11 +72,8 @@ def checkpoint(network, tag="default"):
     there = sorted(FOLDER.glob(f"{network}-s*.safetensors"))
     tags = [path.stem.removeprefix(f"{network}-") for path in there]
     tag = "seed0" if tag == "default" else tag
-    if tag not in tags:
-        raise ValueError(
-            f"{network} has no bundled checkpoint {files.few([tag])!r}; it has {', '.join(tags)}. A file, a "
-            "folder written with a slash, or random works too."
-        )
+    more = ". A file, a folder written with a slash, or random works too."
+    files.require_known(tag, tags, f"{network} has no bundled checkpoint", more)
     return FOLDER / f"{network}-{tag}.safetensors"
 
 

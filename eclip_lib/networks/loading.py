@@ -3,7 +3,6 @@
 import logging
 import warnings
 from contextlib import contextmanager, nullcontext
-from difflib import get_close_matches
 from pathlib import Path
 
 import open_clip
@@ -54,11 +53,7 @@ def load_clip(
         raise ValueError(f"precision is 'fp32' or 'bf16', not {precision!r}")
     pretrained = None if str(pretrained).lower() in ("none", "null", "random") else pretrained
     require_device(device)
-    demo.require(network)
-    demo.register()
-    if not has_scheme(network) and network not in open_clip.list_models():
-        near = ", ".join(get_close_matches(network, open_clip.list_models(), 3) or demo.NETWORKS)
-        raise ValueError(f"no network {files.few([network])!r}; near: {near}{hint(network[:200])}")
+    require_network(network)
     own = network in demo.NETWORKS
     if pretrained == "default" and not own:
         pretrained = network if has_scheme(network) else "openai"
@@ -85,6 +80,21 @@ def load_clip(
     return Clip(model, tokenizer, network, label, device, precision)
 
 
+def require_network(network):
+    """Raise ValueError that names the nearest where there is no such network, FileNotFoundError for a demo
+    network without a clone."""
+    demo.require(network)
+    demo.register()
+    if not has_scheme(network):
+        known = demo.NETWORKS | dict.fromkeys(open_clip.list_models(), {})
+        files.require_known(network, known, "no network", hint(network[:200]))
+
+
+def require_tag(network, tag):
+    """Raise ValueError where open_clip knows no such weights of a network."""
+    files.require_known(tag, open_clip.list_pretrained_tags_by_model(network), f"{network} has no weights")
+
+
 def _input_size(model):
     size = model.visual.image_size
     return (size, size) if isinstance(size, int) else size
@@ -105,8 +115,8 @@ def require_device(device):
 
 def empty_clip(network):
     """open_clip's model without memory or weights (on torch's meta device), in a moment. Raises ValueError
-    for a network without tokens or projections."""
-    demo.register()
+    for one that is unknown or without tokens or projections."""
+    require_network(network)
     name = source(network)
     try:
         with _quiet(), torch.device("meta"):
@@ -165,15 +175,14 @@ def _empty(network, quick_gelu=False, beside=None):
 
 
 def _from_tag(network, tag):
-    tag_said, known = files.few([tag]), open_clip.list_pretrained_tags_by_model(network)
+    tag_said = files.few([tag])
     if has_scheme(network):
         said = f"{files.few([network])} brings its own weights"
         raise ValueError(f"{said}; give a path or None in place of {tag_said!r}")
     if name := registered(network.removesuffix("-quickgelu"), tag):
         return _from_file(network, obtain(name), quick_gelu=tag == "openai")
     config = open_clip.get_pretrained_cfg(network, tag)
-    if not config:
-        raise ValueError(f"{network} has no weights {tag_said!r}; it has {files.few(known)}")
+    require_tag(network, tag)
     quick = tag == "openai" or bool(config.get("quick_gelu"))
     try:
         with hub():

@@ -6,6 +6,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
+from itertools import groupby
 
 import torch
 from safetensors.torch import load_file
@@ -114,6 +115,8 @@ def _reason(head, error):
         return "it is a pointer of Git LFS, not the weights; run git lfs pull"
     if not head:
         return "it is empty; get the file again"
+    if "not in a subdirectory" in text or "legacy .tar" in text:
+        return "it is an archive of other files; unpack it and name the one of the weights"
     if head[:1] in b"<{[#" or text.startswith("Weights only load failed"):
         return f"it begins with {head!r}, no format of weights; get the file again"
     first = re.sub(r"^\[[^]]*\][ .]*", "", next(iter(text.splitlines()), type(error).__name__))
@@ -185,8 +188,8 @@ def load_into(model, state, path, network):
     extra = [name for name in state if name not in expected]
     other = [name for name in expected if name in state and _kind(state[name]) != _kind(expected[name])]
     if not (missing or extra or other):
-        if empty := [name for name, tensor in state.items() if _is_matrix(name, tensor) and not tensor.any()]:
-            said = f"{path}: all numbers are 0 in {len(empty)} of its {len(state)} weights"
+        if empty := [name for name, tensor in state.items() if _has_hole(name, tensor)]:
+            said = f"{path}: all numbers are 0 in long parts of {len(empty)} of its {len(state)} weights"
             raise ValueError(f"{said} ({files.few(empty)}); get the file again")
         model.load_state_dict(state)
         return
@@ -202,11 +205,15 @@ def load_into(model, state, path, network):
     )
 
 
-def _is_matrix(name, tensor):
-    """Whether a weight is a matrix that no training leaves at 0, as it may a token, a bias, positions or what
-    is not trained (CoCa's decoder of captions, which no map reads)."""
-    shape = sorted(tensor.shape)[-2:]
-    return len(shape) == 2 and shape[0] > 1 and not re.search("bias|pos|token$|^text_decoder", name)
+def _has_hole(name, tensor):
+    """Whether all is 0 in the whole of a matrix, or in an eighth of its rows one behind the other, as a broken
+    transfer leaves it. A training leaves single rows, and maybe a token, a bias, positions or what is not
+    trained (CoCa's decoder of captions, which no map reads)."""
+    if sum(side > 1 for side in tensor.shape) < 2 or re.search("bias|pos|token$|^text_decoder", name):
+        return False
+    rows = tensor.flatten(1).any(1).tolist()
+    longest = max((len([*run]) for filled, run in groupby(rows) if not filled), default=0)
+    return longest >= min(len(rows), max(8, len(rows) / 8))
 
 
 def _kind(tensor):

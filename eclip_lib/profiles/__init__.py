@@ -18,20 +18,21 @@ UNCHANGED = "profile"  # a parameter's value that means: as the profile says
 SHIPPED = ("demo", "photos", "paper-quick", "paper")
 INCIDENTAL = {"device", "root", "workers", "batch_size"}  # what moves no number of a table
 
-Count = Annotated[int, Field(ge=1, lt=2**32)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Processes = Annotated[int, Field(ge=0, le=1024)]
+Number = Annotated[int, Field(strict=True)]  # neither True nor "4"
+Count = Annotated[Number, Field(ge=1, lt=2**32)]
+Seed = Annotated[Number, Field(ge=0, lt=2**32)]
+Processes = Annotated[Number, Field(ge=0, le=1024)]
 
 
 class Training(BaseModel):
     """How a new pair is trained, see `training` and `feature_cache`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    epochs: int = Field(ge=1, le=100_000)
-    batch_size: int = Field(ge=2, le=2**24)  # one pair alone has nothing to be told apart from
+    epochs: Number = Field(ge=1, le=100_000)
+    batch_size: Number = Field(ge=2, le=2**24)  # one pair alone has nothing to be told apart from
     lr: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
-    views: int = Field(ge=1, le=10_000)
+    views: Number = Field(ge=1, le=10_000)
     augment: Literal["deit"] | None
 
 
@@ -46,7 +47,7 @@ class Profile(BaseModel):
     scratch: dict[str, str] = {}  # network: its weights after a training on `pairs` alone (Table 4)
     root: str | None
     limit: Count | None
-    batch_size: int = Field(ge=1, le=2**24)
+    batch_size: Number = Field(ge=1, le=2**24)
     workers: Processes
     device: str
     precision: Literal["fp32", "bf16"]
@@ -56,7 +57,7 @@ class Profile(BaseModel):
     limit_pairs: Count | None = None  # only the first so many of them
     projection: str | None = None  # pairs of one's own for ECLIP, see `Projection.find`; None: notebook 05's
     training: Training
-    trainings: int = Field(ge=1, le=1000)  # seeds of a trained pair
+    trainings: Number = Field(ge=1, le=1000)  # seeds of a trained pair
 
     @property
     def weights(self):
@@ -95,9 +96,8 @@ def read_settings(profile, parameters):
         said = f"{path}: a profile of your own needs a name of its own"
         raise ValueError(f"{said}; {path.stem} is the repository's")
     before, known = _read(path), [*Profile.model_fields, "out", "part", "dropped"]
-    unknown = sorted(set(parameters) - set(known))
-    if unknown:
-        raise ValueError(f"a profile has no parameter {files.few(unknown)!r}; it has {', '.join(known)}")
+    for name in parameters:
+        files.require_known(name, known, "a profile has no parameter")
     given = {k: v for k, v in parameters.items() if v != UNCHANGED and (v is not None or k == "pretrained")}
     out, part, dropped = given.pop("out", None), given.pop("part", None), _listed(given.pop("dropped", []))
     settings = _anchored(before) | given
@@ -220,9 +220,7 @@ def _anchored(settings):
 
 def checked(run, path):
     for name in run.datasets:
-        if name not in REGISTRY:
-            said = f"{_given('datasets', run.changed, path)}: no dataset {files.few([name])!r}"
-            raise ValueError(f"{said}; there are {', '.join(REGISTRY)}")
+        files.require_known(name, REGISTRY, f"{_given('datasets', run.changed, path)}: no dataset")
     if run.device.startswith("cuda") and not torch.cuda.is_available():
         path = _given("device", run.changed, path)
         said = f"{path}: device {files.few([run.device])!r}, but torch sees no CUDA device here"
