@@ -70,15 +70,11 @@ def few(names, total=None) -> str:
 
 
 def require_known(word, names, what, more=""):
-    """Raise ValueError where a word is none of the names, which it lists: all, or of many the nearest. what:
-    how the sentence begins; more: how it ends."""
+    """Raise ValueError where a word is none of the names: with all, or of many with the nearest. what: how
+    the sentence begins; more: how it ends."""
     if word not in names:
-        near = get_close_matches(str(word), names, 3) if len(", ".join(names)) > 220 else []
-        listed = (
-            f"near: {', '.join(near)}"
-            if near
-            else f"there are {few(names) if len(names) > 25 else ', '.join(names)}"
-        )
+        every, near = ", ".join(names), ", ".join(get_close_matches(str(word), names, 3))
+        listed = f"there are {every}" if len(every) < 220 else f"near: {near or few(names)}"
         raise ValueError(f"{what} {few([word])!r}; {listed}{more}")
 
 

@@ -617,7 +617,7 @@ statistics that are no numbers | Explain --pretrained {}/shards | not three numb
 a network with statistics of two channels | Explain --network local-dir:{}/shards | not three numbers of 0 to 1 each
 a factor on cosines beyond all | Explain --pretrained {}/factor.pt | e to its logit_scale, 14.28, is no factor on cosines
 weights of the hub | Explain --pretrained openai/clip | no checkpoint at openai/clip; of the hub, write hf-hub:openai/clip
-a network of the hub | Explain --network openai/clip | no network 'openai/clip'; there are scenes.*; of the hub, write hf-hub:openai/clip
+a network of the hub | Explain --network openai/clip | no network 'openai/clip'; near: scenes.*; of the hub, write hf-hub:openai/clip
 a network's folder | Explain --network {}/shards | no network .*; the folder of a CLIP's files is local-dir:/
 a folder without weights | Explain --pretrained {}/empty | no checkpoint in the folder .*: none of open_clip_model.safetensors, model
 a pointer in place of weights | Explain --pretrained {}/pointer.pt | pointer of Git LFS, not the weights

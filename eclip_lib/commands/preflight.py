@@ -6,12 +6,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import open_clip
 import timm
 
 from .. import files
 from ..networks import checkpoints, demo
 from ..networks.hugging_face import has_scheme
-from ..networks.loading import empty_clip, require_device, require_tag
+from ..networks.loading import empty_clip, require_device
 from ..poolings import GROUND_TRUTH
 from ..profiles import INCIDENTAL, Profile
 from . import outputs, resources
@@ -72,7 +73,8 @@ def _require_weights(network, tag):
     if network in demo.NETWORKS:
         demo.checkpoint(network, tag)
     elif not checkpoints.registered(network.removesuffix("-quickgelu"), tag):
-        require_tag(network, tag)
+        known = open_clip.list_pretrained_tags_by_model(network)
+        files.require_known(tag, known, f"{network} has no weights")
 
 
 def lacks(run, training=True) -> list[Lack]:

@@ -105,13 +105,10 @@ class COCO2017(Dataset):
         categories = [known[number] for number in _sorted(c["id"] for c in self.coco.dataset["categories"])]
         self.names = {c["id"]: c["name"] for c in categories}
         self.classes = [c["name"] for c in categories]
-        for kind, values in {
-            "image id": [image["id"] for image in images],
-            "picture": [os.path.normpath(image["file_name"]) for image in images],
-            "category id": [c["id"] for c in categories],
-            "category": self.classes,
-        }.items():
-            once(values, f"{self.path}: {kind}")
+        once((image["id"] for image in images), f"{self.path}: image id")
+        once((os.path.normpath(image["file_name"]) for image in images), f"{self.path}: picture")
+        once((c["id"] for c in categories), f"{self.path}: category id")
+        once(self.classes, f"{self.path}: category")
         sizes = {image["id"]: (image["width"], image["height"]) for image in images}
         self.annotations, empty, lost = defaultdict(list), [], 0  # image: those that cover a pixel of it
         for annotation in annotations:
@@ -129,12 +126,10 @@ class COCO2017(Dataset):
                 self.annotations[annotation["image_id"]].append(annotation)
             else:
                 empty.append(annotation["id"])
-        if lost:
-            said = f"{lost} annotations are of images that it does not list"
-            warnings.warn(f"{self.path}: {said}", stacklevel=4)
-        if empty:
-            said = f"{len(empty)} annotations cover no pixel and are left out ({files.few(empty)})"
-            warnings.warn(f"{self.path}: {said}", stacklevel=4)
+        covers = f"cover no pixel and are left out ({files.few(empty)})"
+        for count, said in ((lost, "are of images that it does not list"), (len(empty), covers)):
+            if count:
+                warnings.warn(f"{self.path}: {count} annotations {said}", stacklevel=4)
 
     def sources(self, item):
         return [self.images / self.coco.imgs[item]["file_name"], self.path]

@@ -90,11 +90,6 @@ def require_network(network):
         files.require_known(network, known, "no network", hint(network[:200]))
 
 
-def require_tag(network, tag):
-    """Raise ValueError where open_clip knows no such weights of a network."""
-    files.require_known(tag, open_clip.list_pretrained_tags_by_model(network), f"{network} has no weights")
-
-
 def _input_size(model):
     size = model.visual.image_size
     return (size, size) if isinstance(size, int) else size
@@ -182,7 +177,8 @@ def _from_tag(network, tag):
     if name := registered(network.removesuffix("-quickgelu"), tag):
         return _from_file(network, obtain(name), quick_gelu=tag == "openai")
     config = open_clip.get_pretrained_cfg(network, tag)
-    require_tag(network, tag)
+    known = open_clip.list_pretrained_tags_by_model(network)
+    files.require_known(tag, known, f"{network} has no weights")
     quick = tag == "openai" or bool(config.get("quick_gelu"))
     try:
         with hub():
