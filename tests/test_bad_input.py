@@ -716,7 +716,7 @@ COCO: a picture that is a number | Train coco:{}/coco | captions_val2017.json .*
 COCO: captions of an image that is true | Train coco:{}/coco | image_id of annotations.0. is True, not
 COCO: an image that is gone | Coco | \.jpg is missing
 COCO: a byte order mark | Coco | prints coco2017 clip: mIoU .* 4 images
-COCO: a list twice | Coco | not a complete COCO file: it has 'annotations' twice in one place
+COCO: a list twice | Coco | not a complete COCO file: the name 'annotations' is there twice
 COCO: half a file | Coco | not a complete COCO
 COCO: a file without images | Coco | not a complete COCO
 COCO: a list | Coco | instances_val2017.json is not a complete COCO

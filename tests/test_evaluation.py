@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 import eclip_lib as eclip
-from eclip_lib import evaluation
+from eclip_lib import evaluation, files
 from eclip_lib.datasets import Dataset, Example
-from eclip_lib.evaluation.evaluator import COLUMNS, KEYS, SCORES
+from eclip_lib.evaluation.evaluator import COLUMNS, KEYS, SCORES, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +230,18 @@ def test_an_unknown_class_and_an_empty_dataset_are_refused(clip):
         eclip.evaluate(eclip.explainer("clip", clip), dataset, clip)
     with pytest.raises(ValueError, match="no method 'lime'"):
         eclip.explainer("lime", clip)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_an_image_twice_is_named_and_words_that_look_like_nothing_stay(batch_size, clip, tmp_path):
+    dataset = Hand()
+    rows = eclip.evaluate(eclip.explainer("clip", clip), dataset, clip).assign(
+        class_name="None", image_id="NA"
+    )
+    files.write(tmp_path / "rows.csv", files.as_csv(rows, index=False))
+    read = read_rows(tmp_path / "rows.csv")
+    assert (read["class_name"] == "None").all() and (read["image_id"] == "NA").all()
+    assert read["score_contrast"].isna().sum() == 1 and read["iou"].equals(rows["iou"])
+    dataset.items.append(dataset.items[0])
+    with pytest.raises(ValueError, match="image id 'image0' is there twice"):
+        eclip.evaluate(eclip.explainer("clip", clip), dataset, clip, batch_size=batch_size)

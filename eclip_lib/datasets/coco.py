@@ -5,7 +5,7 @@ import io
 import json
 import os
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +20,16 @@ INSTANCES |= {"categories": "id name"}
 CAPTIONS = {"images": "id file_name", "annotations": "id image_id caption"}
 
 
-def _is_id(value):
-    return isinstance(value, str) or (type(value) in (int, float) and value % 1 == 0)
-
-
-def _is_word(value):
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _is_side(value):
-    return type(value) is int and 0 < value < 2**16
-
-
-_ID, _WORD = (_is_id, "a whole number or a word"), (_is_word, "a word")
-_SIDE = (_is_side, "a whole number from 1 to 65535")
-FIELDS = dict.fromkeys(("id", "image_id", "category_id"), _ID) | dict.fromkeys(("height", "width"), _SIDE)
-FIELDS |= dict.fromkeys(("file_name", "name"), _WORD)
-FIELDS["caption"] = (lambda value: value is None or isinstance(value, str), "a text")
+KINDS = {  # what a field must be, in words: (the fields, the check)
+    "a whole number or a word": (
+        "id image_id category_id",
+        lambda value: isinstance(value, str) or (type(value) in (int, float) and value % 1 == 0),
+    ),
+    "a whole number from 1 to 65535": ("height width", lambda v: type(v) is int and 0 < v < 2**16),
+    "a word": ("file_name name", lambda value: isinstance(value, str) and bool(value.strip())),
+    "a text": ("caption", lambda value: value is None or isinstance(value, str)),
+}
+FIELDS = {name: (fits, words) for words, (names, fits) in KINDS.items() for name in names.split()}
 
 
 def _incomplete(path, problem):
@@ -47,8 +40,7 @@ def _incomplete(path, problem):
 def _once(pairs):
     """A JSON object. Raises ValueError where it has a name twice, of which json takes the last."""
     if len(found := dict(pairs)) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"it has {files.few([twice])!r} twice in one place")
+        once((name for name, _ in pairs), "the name")
     return found
 
 
