@@ -631,10 +631,9 @@ weights that are all 0 | Explain --pretrained {}/zero.pt | zero.pt: all numbers 
 weights of which one is all 0 | Explain --pretrained {}/hole.pt | 0 in long parts of 1 of its 86 weights .visual.proj.; get the file again
 weights in an archive | Explain --pretrained {}/zip.pt | an archive of other files; unpack it and name the one of
 weights of which a part is 0 | Explain --pretrained {}/part.pt | 0 in long parts of 1 of its 86 weights .visual.proj.
-weights whose cosines vanish | Evaluate --datasets scenes --limit 1 --pretrained {}/norm.pt | features of size inf to inf, which no
+weights whose cosines vanish | evaluate mask_clip --networks scenes-ViT-32 --datasets scenes --limit 1 --pretrained {}/norm.pt | features of size inf to inf, which no
 weights whose texts are nothing | Explain --pretrained {}/text.pt | features of size 0 to 0, which no training gives
 weights whose own pair overflows | Explain --pretrained {}/pair.pt | a projection with weights of size .*e\+30, which no
-weights whose gradients overflow | evaluate grad_cam --networks scenes-ViT-32 --datasets scenes --limit 1 --pretrained {}/large.pt | a map is not of finite numbers: the network's weights
 features to train on that overflow | Train scenes:6 --pretrained {}/large.pt | features of size inf to inf, which no training gives
 weights whose features overflow | Explain --pretrained {}/large.pt | features of size inf to inf, which no training gives: its weights are damaged
 weights in and out of a wrapper | Explain --pretrained {}/wrapped.pt | holds 86 weights twice, with and without a wrapper

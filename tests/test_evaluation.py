@@ -242,6 +242,8 @@ def test_an_image_twice_is_named_and_words_that_look_like_nothing_stay(batch_siz
     read = read_rows(tmp_path / "rows.csv")
     assert (read["class_name"] == "None").all() and (read["image_id"] == "NA").all()
     assert read["score_contrast"].isna().sum() == 1 and read["iou"].equals(rows["iou"])
+    with pytest.raises(ValueError, match="a map is not of finite numbers"):
+        eclip.evaluate(lambda images, text: torch.full((len(images), 2, 7, 7), torch.nan), dataset, clip)
     dataset.items.append(dataset.items[0])
     with pytest.raises(ValueError, match="image id 'image0' is there twice"):
         eclip.evaluate(eclip.explainer("clip", clip), dataset, clip, batch_size=batch_size)

@@ -87,6 +87,8 @@ def evaluate(
         bare += [name for name, classes in zip(batch.ids, batch.names, strict=True) if not classes]
         batch = batch if segment else batch.with_at_least(1)  # with a background, every image counts
         index, shared = batch.index(dataset.classes), Shared(clip, batch.images)
+        if not rows and len(batch):
+            shared.features  # noqa: B018  damaged weights show in them, and not every method reads them
         views = [Shared(clip, w.to(clip.device)) for w in batch.windows] if batch.windows else shared
         for key, explain in methods.items():
             for name, segmentation in segment.items():
