@@ -60,8 +60,7 @@ def load_clip(
     elif own and pretrained is not None and not (is_path(pretrained) or has_scheme(pretrained)):
         pretrained = demo.checkpoint(network, pretrained)
     with _quiet(), torch.random.fork_rng(devices=[]):
-        if not own:
-            empty_clip(network)  # one that cannot be used is refused before any weight is downloaded
+        empty_clip(network)  # one that cannot be used is refused before any weight is downloaded
         tokenizer = _tokenizer(network)
         torch.manual_seed(0)
         if pretrained is None:
@@ -81,12 +80,11 @@ def load_clip(
 
 
 def require_network(network):
-    """Raise ValueError that names the nearest where there is no such network, FileNotFoundError for a demo
-    network without a clone."""
+    """Raise ValueError for no network, with the nearest, FileNotFoundError for the demo's without a clone."""
     demo.require(network)
     demo.register()
     if not has_scheme(network):
-        known = demo.NETWORKS | dict.fromkeys(open_clip.list_models(), {})
+        known = dict.fromkeys([*demo.NETWORKS, *open_clip.list_models()])
         files.require_known(network, known, "no network", hint(network[:200]))
 
 
@@ -170,22 +168,21 @@ def _empty(network, quick_gelu=False, beside=None):
 
 
 def _from_tag(network, tag):
-    tag_said = files.few([tag])
     if has_scheme(network):
         said = f"{files.few([network])} brings its own weights"
-        raise ValueError(f"{said}; give a path or None in place of {tag_said!r}")
+        raise ValueError(f"{said}; give a path or None in place of {files.few([tag])!r}")
     if name := registered(network.removesuffix("-quickgelu"), tag):
         return _from_file(network, obtain(name), quick_gelu=tag == "openai")
-    config = open_clip.get_pretrained_cfg(network, tag)
-    known = open_clip.list_pretrained_tags_by_model(network)
-    files.require_known(tag, known, f"{network} has no weights")
+    if not (config := open_clip.get_pretrained_cfg(network, tag)):  # which takes - for _
+        known = open_clip.list_pretrained_tags_by_model(network)
+        files.require_known(tag, known, f"{network} has no weights")
     quick = tag == "openai" or bool(config.get("quick_gelu"))
     try:
         with hub():
             return open_clip.create_model(network, tag, force_quick_gelu=quick)
     except Exception as error:
         raise ValueError(
-            f"the weights {tag_said!r} of {network} are neither in the cache nor could they be downloaded; "
+            f"the weights {tag!r} of {network} are neither in the cache nor could they be downloaded; "
             f"give `pretrained` the path of a local checkpoint, or None for random weights ({reason(error)})"
         ) from error
 
