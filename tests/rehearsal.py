@@ -243,7 +243,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", default=REPOSITORY / "runs" / "rehearsal")
     parser.add_argument("--tiny", action="store_true", help="small networks of the same two architectures")
     parser.add_argument("--quick", action="store_true", help="the routes of the test suite")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda")
+    parser.add_argument("--device", default="cpu", help="cuda: for the routes of one process")
     parser.add_argument("--only", nargs="+", choices=ROUTES, help="these routes, on what is there")
     given = parser.parse_args()
     some = {"routes": given.only, "again": True} if given.only else {}

@@ -182,12 +182,12 @@ def loss_figure(losses, chance):
 
 
 def wide(result):
-    """A table over trainings for the eye: a row a dataset, network and measure, poolings side by side."""
+    """A table over trainings for the eye: a row a dataset, network, reading and measure, poolings beside."""
     if result.empty:
         return result
     index = [c for c in ("dataset", "network", "reads") if c in result]
     beside = result.pivot_table(index=index, columns="pooling", values=["mIoU", "mSC"], sort=False)
-    return beside.stack(0, future_stack=True)
+    return beside.stack(0, future_stack=True).rename_axis([*index, "measure"])
 
 
 def table_3_figure(measured, title):

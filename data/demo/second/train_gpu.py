@@ -4,7 +4,8 @@
 
 The networks are too small to keep a GPU busy: what costs is to start a thousand kernels a step, and a graph
 starts them all. The scenes, captions, order, losses and optimizer of open_clip's loop on a CPU, whose losses
-it gives to three digits; float32, on tensor cores as TF32, and Muon's iteration in bfloat16.
+it gives to three digits; float32, on tensor cores as TF32, and Muon's iteration in bfloat16 where the CPU beside it knows that. It is not taken up
+again where it was broken off.
 """
 
 import argparse
@@ -58,7 +59,7 @@ def order(scenes, batch, seed, passes):
 
 class Training:
     """A training whose step reads everything from the device: scenes, order, learning rate, where it is.
-    Subclasses make `model`, `optimizer`, `rates` (a step's learning rate) and `loss()`, one step's."""
+    Subclasses say how it learns, is watched and shipped."""
 
     def __init__(self, asked, learned, rates, device):
         self.asked, self.device, self.count = asked, device, len(rates)

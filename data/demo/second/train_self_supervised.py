@@ -289,7 +289,7 @@ def train(network, seed, folder, recipe):
         [],
         {},
         time.process_time(),
-        Path(folder, f"{network}-seed{seed}.pt"),
+        Path(folder, f"{network}-{recipe['steps']}x{recipe['batch']}-seed{seed}.pt"),
         0,
     )
     if saved.exists():
