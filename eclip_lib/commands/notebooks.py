@@ -97,17 +97,17 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
     parameters["part"] = ""
     run = load_profile(profile, **parameters)
     preflight.require_known(run, run.device)
-    only = only or notebooks(run)
-    only = only if isinstance(only, dict) else dict.fromkeys(only)
-    training = any(map(trains, only))
+    training = any(map(trains, only or notebooks(run)))
     dropped = preflight.left_out(run, training, go_on, tqdm.write)
-    preflight.require_free(run, only, training)
+    preflight.require_free(run, only or notebooks(run), training)
     if dropped:
         parameters["dropped"] = dropped
         run = load_profile(profile, **parameters)
+    only = only or notebooks(run)  # those of a run without pairs, if they were dropped
+    parts = only if isinstance(only, dict) else dict.fromkeys(only)
     given = {"profile": str(profile), **parameters, "out": str(run.out)}
     outcome, running = {}, {}
-    waiting = sorted(only, key=makes_pairs, reverse=True)  # others wait for these
+    waiting = sorted(parts, key=makes_pairs, reverse=True)  # others wait for these
     total, at_once, common = len(waiting), _at_once(run.device), preflight.inputs(run)
     provenance.device_name(run.device)  # asked before processes are forked, in which CUDA cannot be asked
     busy = f"another `eclip reproduce` is at work in {run.out}; wait for it, or name another --out"
@@ -119,7 +119,7 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
             ready = ready if ready or running else waiting[:1]  # two that wait for each other
             for path in ready[: at_once - len(running)]:
                 waiting.remove(path)
-                running[pool.submit(_outcome, run, path, common, given, force, only[path])] = path
+                running[pool.submit(_outcome, run, path, common, given, force, parts[path])] = path
             for job in wait(running, return_when=FIRST_COMPLETED).done:
                 path = running.pop(job)
                 outcome[path.stem] = job.result()

@@ -66,7 +66,7 @@ class Dataset(Sequence):
         said = f"{self.name}: {wrong if there.is_file() or path.exists() else f'{path} is missing'}"
         rest, around = path.relative_to(there), [*there.parents[:2]]
         around += sorted(there.glob("*"))
-        holds = [place for place in around if os.path.exists(place / rest)]
+        holds = [place for place in around if rest.parts and os.path.exists(place / rest)]
         other = f", but {holds[0]} has it: name that" if holds else ""
         raise FileNotFoundError(
             f"{said}{other}. Expected {self.layout}. See data/README.md for how to get it."
