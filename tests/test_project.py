@@ -71,6 +71,7 @@ for module in pkgutil.walk_packages(eclip_lib.__path__, "eclip_lib."):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lacking = {
         "commands.bench",
+        "commands.by_number",
         "commands.forecast",
         "commands.notebooks",
         "commands.passes",
