@@ -58,7 +58,7 @@ class Dataset(Sequence):
         raise NotImplementedError
 
     def require(self, path, is_there=Path.is_dir):
-        """The path of a folder, or of a file (Path.is_file). Raises FileNotFoundError that names the layout."""
+        """The path of a folder, or a file (Path.is_file). Raises FileNotFoundError that names the layout."""
         if is_there(path := Path(path)):
             return path
         there = next((place for place in (path, *path.parents) if place.exists()), path)

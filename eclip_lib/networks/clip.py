@@ -133,7 +133,7 @@ class Clip:
 
     @torch.no_grad()
     def _require_size(self, whole, *cells):
-        """Raise ValueError where cosines of features [..., C] would be nan, or 0 as numbers vanish or overflow
+        """Raise ValueError where cosines of features [..., C] would be nan, or 0 as they vanish or overflow
         in float32; a ResNet's cell may be 0."""
         found = [torch.linalg.vector_norm(x.float(), dim=-1) for x in (whole, *cells) if x is not None]
         low, high = found[0].min(), torch.stack([sizes.max() for sizes in found]).max()

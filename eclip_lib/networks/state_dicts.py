@@ -206,7 +206,7 @@ def load_into(model, state, path, network):
 
 
 def _has_hole(name, tensor):
-    """Whether all is 0 in the whole of a matrix, or in an eighth of its rows one behind the other, as a broken
+    """Whether all is 0 in a whole matrix, or in an eighth of its rows one behind the other, as a broken
     transfer leaves it. A training leaves single rows, and maybe a token, a bias, positions or what is not
     trained (CoCa's decoder of captions, which no map reads)."""
     if sum(side > 1 for side in tensor.shape) < 2 or re.search("bias|pos|token$|^text_decoder", name):
