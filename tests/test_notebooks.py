@@ -332,6 +332,16 @@ def test_a_users_mistake_is_one_sentence(monkeypatch, capsys):
     assert str(end.value).startswith("eclip: no profile 'nosuch'")
 
 
+def test_the_longest_begin_first_after_those_that_others_wait_for():
+    """By the committed run: two cores end together, which they did not where the longest came last."""
+    run = load_profile("demo")
+    first, *others = notebooks.in_turn(run, notebooks.notebooks())
+    seconds = [notebooks.timed(run)[path.stem] for path in others]
+    assert first.stem == "05_mmp_training" and seconds == sorted(seconds, reverse=True) and seconds[-1] > 0
+    untimed = notebooks.in_turn(load_profile("photos"), notebooks.notebooks())[1:]
+    assert untimed == sorted(untimed)
+
+
 def test_notebooks_run_two_at_once_and_after_what_they_read(house, monkeypatch):
     """Each leaves the times at which it began and ended."""
     monkeypatch.setattr(notebooks, "_at_once", lambda device: 2)

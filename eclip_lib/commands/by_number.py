@@ -6,10 +6,8 @@ import re
 import nbformat
 from tqdm.auto import tqdm
 
-from .. import provenance
 from ..experiment import load_profile
-from ..files import REPOSITORY
-from .notebooks import makes_pairs, notebooks, reads, reproduce, source
+from .notebooks import makes_pairs, notebooks, reads, reproduce, source, timed
 
 # ---------------------------------------------------------------------- what makes what
 
@@ -87,10 +85,9 @@ def needed(run, wanted):
 
 def to_run(run, only):
     """A line a notebook: how long all of it took when the committed results were made."""
-    timed = provenance.Record(REPOSITORY / "results" / run.name / "run.json").read().get("notebooks", {})
-    lines = []
+    lines, seconds = [], timed(run)
     for path, cut in only.items():
-        minutes = f"{timed[path.stem]['seconds'] / 60:.1f} minutes" if path.stem in timed else ""
+        minutes = f"{seconds[path.stem] / 60:.1f} minutes" if path.stem in seconds else ""
         took = f"{minutes} when results/{run.name} was made" if minutes else "not timed yet"
         part = f"its first {len(cut.cells)} cells; all of it: " if cut else ""
         lines.append(f"to run: {path.stem}, {part}{took}")

@@ -77,6 +77,18 @@ def trains(path):
 # ---------------------------------------------------------------------- running
 
 
+def timed(run):
+    """{notebook: seconds that it took} of the committed results of a profile."""
+    made = provenance.Record(REPOSITORY / "results" / run.name / "run.json").read().get("notebooks", {})
+    return {name: part["seconds"] for name, part in made.items()}
+
+
+def in_turn(run, paths):
+    """Notebooks as they are begun where none waits: those whose pairs others wait for, then the longest."""
+    took = timed(run)
+    return sorted(paths, key=lambda path: (not makes_pairs(path), -took.get(path.stem, 0)))
+
+
 def results_read(run, path):
     """[name, digest] of what a notebook reads of what others made."""
     found, own = {}, source(path)
@@ -107,7 +119,7 @@ def reproduce(profile="demo", only=None, force=False, go_on=False, **parameters)
     parts = only if isinstance(only, dict) else dict.fromkeys(only)
     given = {"profile": str(profile), **parameters, "out": str(run.out)}
     outcome, running = {}, {}
-    waiting = sorted(parts, key=makes_pairs, reverse=True)  # others wait for these
+    waiting = in_turn(run, parts)
     total, at_once, common = len(waiting), _at_once(run.device), preflight.inputs(run)
     provenance.device_name(run.device)  # asked before processes are forked, in which CUDA cannot be asked
     busy = f"another `eclip reproduce` is at work in {run.out}; wait for it, or name another --out"
