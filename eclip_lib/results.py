@@ -82,8 +82,9 @@ class Results(Profile):
         drawn, small = io.BytesIO(), io.BytesIO()
         pictures = any(ax.images for ax in figure.axes)
         points = any(isinstance(mark, PathCollection) for ax in figure.axes for mark in ax.collections)
-        figure.savefig(drawn, dpi=100 if pictures and not points else 200, bbox_inches="tight")
-        Image.open(drawn).convert("RGB").save(small, "PNG", optimize=True)
+        dpi, quick = 100 if pictures and not points else 200, {"compress_level": 0}
+        figure.savefig(drawn, dpi=dpi, bbox_inches="tight", pil_kwargs=quick)
+        Image.open(drawn).convert("RGB").save(small, "PNG")
         self.write(self.path("figures", name), small.getvalue())
 
     def save_timings(self, table):
