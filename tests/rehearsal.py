@@ -30,8 +30,8 @@ BIN, NOTEBOOKS = Path(sys.executable).parent, REPOSITORY / "notebooks"
 KEYS = ["dataset", "network", "method"]
 # words of the demo
 FOREIGN = re.compile(r"\b(?:demo|scenes?|rendered|mini)\b|not\s+comparable", re.IGNORECASE)
-# tables that only rendered scenes can fill, or a coarse and a fine ViT
-NOT_HERE = {"views", "clip_seeds", "shift_controlled", "finer_grid"}
+# tables that only rendered scenes can fill, a coarse and a fine ViT, or trainings with other pools
+NOT_HERE = {"views", "clip_seeds", "shift_controlled", "finer_grid", "causes_pooling", "causes_pooling_gains"}
 
 
 def outputs(path):

@@ -24,6 +24,11 @@ def arms():
     return rows.sort_values("pool", key=lambda pools: pools.map([*NETWORK].index), kind="stable")
 
 
+def arms_of(run):
+    """`arms`, or none of them where they are not trainings of a network of the run."""
+    return arms() if NETWORK[LONGER] in run.networks else arms()[:0]
+
+
 def pooling_table(rows):
     """Means over trainings with their interval by Student's t, one line a dataset, pool and measure."""
 
@@ -80,12 +85,11 @@ def agreement(run, ours, rows):
 
 def about_arms(run, rows):
     """Whose numbers the rows are, in words."""
+    if rows.empty:
+        return f"Not testable here: nothing trains {', '.join(run.networks)} with another pool."
     number = rows.groupby("pool", sort=False)["training"].nunique()
     said = ", ".join(f"{pool} {count}" for pool, count in number.items())
-    said = f"Trainings of {NETWORK[LONGER]} by what they pool: {said}."
-    if NETWORK[LONGER] in run.networks:
-        return said
-    return f"{said} They are the demo's: no arm of {', '.join(run.networks)} can be trained or tested here."
+    return f"Trainings of {NETWORK[LONGER]} by what they pool: {said}."
 
 
 # ---------------------------------------------------------------------- in words
