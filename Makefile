@@ -14,7 +14,7 @@ help:  ## this list
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 found; name one: make PYTHON=/path/to/python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing the package and its pinned dependencies into .venv (once)"
+	@echo "installing the package and its pinned dependencies into .venv (once; some minutes and gigabytes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
@@ -23,7 +23,7 @@ setup: $(INSTALLED)  ## create .venv and install everything, once
 reproduce: setup  ## run all notebooks of PROFILE (demo) headlessly; says where tables and figures are
 	@$(BIN)/eclip reproduce --profile $(PROFILE)
 
-photos: setup  ## the paper's Tables 1 and 2 on VOC 2012 without training or a GPU: fetches 2.4 GB, measures, compares
+photos: setup  ## the paper's Tables 1 and 2 on VOC 2012 without training or a GPU: fetches 2.4 GB, then hours of a CPU
 	@$(BIN)/eclip reproduce --profile photos --dry-run
 	@$(BIN)/eclip data fetch voc2012 ViT-B-32.pt
 	@$(BIN)/eclip reproduce --profile photos

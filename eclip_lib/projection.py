@@ -119,6 +119,9 @@ class Projection(nn.Module, ModelHubMixin):
         """A pair that `save` or `save_pretrained` wrote, from a file, a folder or a repository on the hub.
         options: of `hf_hub_download`. Raises FileNotFoundError, ValueError."""
         path = files.place(where)
+        if path.is_dir() and not (path / HUB_FILE).exists():
+            there = files.few(sorted(file.name for file in path.glob("*.safetensors"))) or "no pair"
+            raise FileNotFoundError(f"no {HUB_FILE} in {where}, which holds {there}; name the file of a pair")
         if path.exists():
             return cls.load(path / HUB_FILE if path.is_dir() else path)
         try:

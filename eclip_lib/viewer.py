@@ -156,4 +156,4 @@ def limits(network):
     """One sentence for a demo network on what it can and cannot know; None for the others."""
     known = f"it knows {', '.join(scenes.CLASSES)} there, mostly by their colours, and nothing of photographs"
     said = f"{network} is a mini model of this repository's rendered scenes: {known}"
-    return f"{said}; the network ViT-B-16 is OpenAI's CLIP" if network in demo.NETWORKS else None
+    return f"{said}; --network ViT-B-16 is OpenAI's CLIP" if network in demo.NETWORKS else None

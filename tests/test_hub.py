@@ -36,7 +36,8 @@ def test_a_folder_holds_the_pair_and_a_card(tmp_path, monkeypatch):
     names = {"REPO": "pair"}  # its lines run
     exec(card.split("```python\n")[1].split("```")[0], names)
     assert names["heat"].shape == (224, 224) and float(names["heat"].max()) == 1
-    with pytest.raises(FileNotFoundError, match="no projection pair"):
+    (tmp_path / "mine.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match="no projection.safetensors in .*, which holds mine.safet"):
         eclip.Projection.from_pretrained(str(tmp_path))
 
 

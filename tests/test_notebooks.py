@@ -49,7 +49,8 @@ def test_a_failure_is_named_and_does_not_stop_the_rest(house):
     result = CliRunner().invoke(cli.app, ["reproduce", "--out", out, "--limit", "5"])
     assert result.exit_code == 1 and "01_broken" in str(result.exception)
     assert (house / "run" / "tables" / "table_1.csv").read_text() == "5"
-    assert str(house / "run" / "tables" / "table_1.csv") in result.output
+    assert f"{house / 'run' / 'tables'} (1)" in result.output
+    assert "2 of 3 notebooks complete, in 0." in result.output
     assert "ZeroDivisionError" in (house / "run" / "notebooks" / "01_broken.ipynb").read_text()
 
 
@@ -340,6 +341,15 @@ def test_the_longest_begin_first_after_those_that_others_wait_for():
     assert first.stem == "05_mmp_training" and seconds == sorted(seconds, reverse=True) and seconds[-1] > 0
     untimed = notebooks.in_turn(load_profile("photos"), notebooks.notebooks())[1:]
     assert untimed == sorted(untimed)
+
+
+def test_a_whole_run_ends_in_whether_it_agrees():
+    """What its regression cells said, which stop a notebook that differs."""
+    outcome = {"a": "done", "b": "skipped", "c": "failed: 2 differences"}
+    said = by_number.came(load_profile("demo"), outcome, 17.1)
+    assert said == "2 of 3 notebooks complete, in 17.1 minutes; their tables agree with results/demo"
+    said = by_number.came(load_profile("demo", limit=5), outcome, 1)
+    assert said.endswith("in 1.0 minutes; nothing committed to compare with")
 
 
 def test_notebooks_run_two_at_once_and_after_what_they_read(house, monkeypatch):

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
+import eclip_lib
 from eclip_lib import files
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +139,14 @@ def test_a_committed_notebook_is_executed_small_and_clean(path):
     assert not re.search(r"Warning|(?<![\w.])/(?:home|root|work|tmp|Users)/", text)
     assert sum(c.metadata.get("tags") == ["parameters"] for c in code) == 1
     assert set(book.metadata) == {"kernelspec", "language_info"}
+
+
+def test_what_a_notebook_takes_from_the_package_can_be_copied_into_a_script():
+    """Names of `eclip.` are the package's own, not modules that another import happened to load."""
+    for path in NOTEBOOKS:
+        code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        names = {*re.findall(r"\beclip\.(\w+)", "\n".join(code))}
+        assert names <= {*eclip_lib.__all__}, path.name
 
 
 def test_a_notebook_has_its_step_by_hand_and_an_opening_that_is_folded():

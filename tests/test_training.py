@@ -524,6 +524,7 @@ def test_eclip_train_makes_a_pair_that_explains(clip, tmp_path):
     options = "--workers 0 --batch-size 4 --epochs 2".split()
     result = CliRunner().invoke(cli.app, ["train", "scenes:8", str(out), "--cache", str(tmp_path), *options])
     assert result.exit_code == 0, result.output
+    assert "(chance 1.386)" in result.output  # ln 4
     trained = eclip.load_clip("scenes-ViT-32")
     pair = eclip.Projection.load(out, trained)
     settings = json.loads(pair.metadata["settings"])

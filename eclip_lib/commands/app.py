@@ -144,7 +144,9 @@ def _gradio():
         import gradio
     except ImportError as error:
         said = f"the page needs gradio ({error})"
-        raise ValueError(f"{said}: pip install '.[app]' in the clone, or 'eclip-lib[app]'") from error
+        raise ValueError(
+            f"{said}: give it an environment of its own, pip install -e '.[app]' in a clone, or 'eclip-lib[app]'"
+        ) from error
     return gradio
 
 

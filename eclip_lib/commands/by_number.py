@@ -2,6 +2,7 @@
 
 import ast
 import re
+import time
 
 import nbformat
 from tqdm.auto import tqdm
@@ -55,14 +56,33 @@ def is_of(name, other):
 
 def make(profile, wanted, force=False, go_on=False, **parameters):
     """The notebooks that make the figures and tables `wanted` (all where there are none) -> (`reproduce`'s
-    outcome, lines that say where tables and figures are). Raises ValueError where no notebook makes one."""
-    run = load_profile(profile, **parameters)
+    outcome, lines that say where tables and figures are, and what came of all). Raises ValueError where no
+    notebook makes one."""
+    begin, run = time.monotonic(), load_profile(profile, **parameters)
     only = needed(run, wanted)
     tqdm.write("\n".join(to_run(run, only)))
     outcome = reproduce(profile, only, force, go_on, **parameters)
-    made = [path for kind in ("tables", "figures") for path in sorted((run.out / kind).glob("[!.]*"))]
-    made = [path for path in made if not wanted or any(is_of(name, path.stem) for name in wanted)]
-    return outcome, [f"{path.parent.name[:-1]:7} {path}" for path in made]
+    made = {kind: sorted((run.out / kind).glob("[!.]*")) for kind in ("tables", "figures")}
+    if not wanted:
+        return outcome, [*found(run, made), came(run, outcome, (time.monotonic() - begin) / 60)]
+    shown = [path for paths in made.values() for path in paths]
+    shown = [path for path in shown if any(is_of(name, path.stem) for name in wanted)]
+    return outcome, [f"{path.parent.name[:-1]:7} {path}" for path in shown]
+
+
+def found(run, made):
+    """Where the results of a whole run are, a line each."""
+    lines = [f"{kind:8} {run.out / kind} ({len(paths)})" for kind, paths in made.items() if paths]
+    return lines + [f"report   {page}" for page in (run.out / "report.html",) if page.exists()]
+
+
+def came(run, outcome, minutes):
+    """What came of a whole run, in a sentence; a notebook whose tables differ has failed."""
+    good = sum(not what.startswith("failed") for what in outcome.values())
+    said = f"{good} of {len(outcome)} notebooks complete, in {minutes:.1f} minutes"
+    if run.compared_by or not run.committed("tables", "any").parent.exists():
+        return f"{said}; nothing committed to compare with"
+    return f"{said}; their tables agree with results/{run.name}" if good else said
 
 
 def needed(run, wanted):

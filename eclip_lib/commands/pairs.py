@@ -1,5 +1,6 @@
 """`eclip train`: a pair of projections by masked max pooling, on one machine, several GPUs or a cluster."""
 
+import math
 import os
 from contextlib import nullcontext
 from datetime import timedelta
@@ -94,7 +95,8 @@ def train(data, out, model, cache="runs/cache", **wanted):
         files.write(curve, files.as_csv(history, index=False, float_format="%.6g"))
         if state:
             cached.drop(), state.unlink(missing_ok=True)
-    losses = f"loss {history['loss'].iloc[0]:.3f} to {history['loss'].iloc[-1]:.3f}"
+    chance = math.log(min(wanted.batch_size, len(cached)))
+    losses = f"loss {history['loss'].iloc[0]:.3f} to {history['loss'].iloc[-1]:.3f} (chance {chance:.3f})"
     return f"{len(cached)} pairs, {losses}; {out}\n"
 
 
