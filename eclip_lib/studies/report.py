@@ -14,8 +14,8 @@ def _ours(v):
 
 def _row(place, v):
     cases = f"{v['above']}, {v['undecided']}, {v['below']}" if v["value"] == v["value"] else ""
-    cells = [v["where"], v["claim"], v["the paper"], v["quantity"], _ours(v), v["unit"], cases]
-    return "| " + " | ".join(map(str, [place, *cells, f"**{v['verdict']}**"])) + " |"
+    cells = [v["claim"], f"**{v['verdict']}**", v["where"], v["the paper"], v["quantity"], _ours(v), v["unit"]]
+    return "| " + " | ".join(map(str, [place, *cells, cases])) + " |"
 
 
 def origin(facts):
@@ -72,7 +72,7 @@ def report(verdicts, world, figures, facts):
 
 
 STYLE = "body{font:16px sans-serif;max-width:72em;margin:2em auto}table{border-collapse:collapse}"
-STYLE += "td,th{border:1px solid #ccc;padding:.3em;vertical-align:top}"
+STYLE += "td,th{border:1px solid #ccc;padding:.3em;vertical-align:top}img{max-width:100%}.anchor-link{display:none}"
 
 
 def write_report(run, text):
