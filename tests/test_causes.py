@@ -99,7 +99,7 @@ def test_a_difference_over_trainings_is_welchs():
 
 
 def made_up(**pools):
-    """Arms' rows of one level from {pool: mSC of its trainings}, mAP 90, 91, … everywhere."""
+    """Arms' rows of one dataset from {pool: mSC of its trainings}, mAP 90, 91, … everywhere."""
     rows = [
         {"pool": pool, "training": f"seed{k}", "dataset": "a", "mAP": 90 + k, "mSC": value}
         for pool, values in pools.items()
@@ -116,7 +116,7 @@ def made_up(**pools):
         ({"average": [29, 30, 31]}, ["as one expects with average", "decides the sign", "So the class token as the image feature in training is what"]),
         ({"average": [-30, 0, 30]}, ["mixed or undecided with average", "is open here", "undecided whether more or less"]),
         ({"max": [20]}, ["a, max: mSC 20.0 (+40.0 against the class token); one training, which decides nothing", "with max pooling against the class token: one"]),
-        ({"max": [20, 21, 22]}, ["lower on 0 of 1 levels, higher on 0, undecided on 1", "as one expects with max"]),
+        ({"max": [20, 21, 22]}, ["lower on 0 of 1 datasets, higher on 0, undecided on 1", "as one expects with max"]),
     ],
 )  # fmt: skip
 def test_what_pools_do_is_said_of_any_sign(pools, said):
@@ -130,7 +130,7 @@ def test_max_pooling_that_loses_recognition_is_said_to():
     rows.loc[rows["pool"] == "max", "mAP"] -= 40
     found = arms.pooling_in_words(arms.pooling_table(rows), arms.pooling_gains(rows))
     assert "mAP -40.0 [-42.3, -37.7] against the class token: worse recognition" in found
-    assert "max pooling against the class token: lower on 1 of 1 levels, higher on 0" in found
+    assert "max pooling against the class token: lower on 1 of 1 datasets, higher on 0" in found
 
 
 def test_traits_and_pairs_are_counted_by_training():
@@ -147,17 +147,31 @@ def test_traits_and_pairs_are_counted_by_training():
     assert len(curves) == 8 and set(curves["blocks"]) == {0} and set(curves["mSC"]) == {-1}
 
 
-def test_where_the_map_begins_to_be_opposite():
-    def depths(*high):
+@pytest.mark.parametrize(
+    "highs, said",
+    [
+        ([(-1, -1, -1), (-1, 1, -1)], "does not make them so: all 2 are opposite before any token sees"),
+        (
+            [(-1, -1, -1), (1, -1, -1), (-1, -1, 1)],
+            "not the only reason: 1 of the 2 opposite maps are so before",
+        ),
+        ([(1, 1, -1)], "comes with self-attention: none of the 1 is opposite before"),
+        ([(-1, -1, 1)], "no map is opposite at its end"),
+    ],
+)
+def test_where_the_map_is_opposite_and_what_follows_for_self_attention(highs, said):
+    def depths(k, high):
         mean = [end - 1 for end in high]
-        return pd.DataFrame({"blocks": range(len(high)), "mSC": mean, "mSC_high": high})
+        return pd.DataFrame({"training": k, "blocks": range(len(high)), "mSC": mean, "mSC_high": high})
 
-    ends = {(-1, -1, -1): 0, (1, -1, -1): 1, (-1, 1, -1): 2, (-1, -1, 1): None}
-    assert [causes.begins(depths(*high)) for high in ends] == [*ends.values()]
-    parts = [depths(*high).assign(training=k) for k, high in enumerate(ends)]
-    said = causes.depth_in_words(pd.concat(parts).assign(dataset="a", network="n"))
-    start = "a, n: opposite from the patch embedding on in 1 of 4, from block 1 on in 1 of 4"
-    assert said.startswith(start) and "not at the end in 1 of 4; mSC -1.5 at the patch embedding" in said
+    table = pd.concat([depths(k, high) for k, high in enumerate(highs)]).assign(dataset="a", network="n")
+    first, last, every = (
+        sum(max(high[part]) < 0 for high in highs) for part in (slice(1), slice(2, 3), slice(3))
+    )
+    count = f"a, n: of {len(highs)} trainings opposite at the patch embedding {first}, behind the last block "
+    found = causes.depth_in_words(table)
+    assert found.startswith(f"{count}{last}, at every depth {every}; mean mSC ")
+    assert said in found
     assert causes.depth_in_words(pd.DataFrame()) == "no ViT among the networks"
 
 

@@ -47,7 +47,7 @@ def pooling_gains(rows):
         usual = rows[(rows["pool"] == USUAL) & (rows["dataset"] == part["dataset"].iloc[0])]
         for measure in _measures(part) if len(usual) else ():
             three = t_difference(part[measure], usual[measure])
-            yield {"measure": measure, "trainings": min(len(part), len(usual))} | spread("value", three)
+            yield {"measure": measure, "trainings": len(part)} | spread("value", three)
 
     others = rows[rows["pool"] != USUAL].assign(network=NETWORK[LONGER])
     return grouped(others, ["dataset", "network", "pool"], lines_of)
@@ -135,7 +135,7 @@ def _conclusions(means, gains):
     decided = [pool for pools in which.values() for pool in pools]
     which["mixed or undecided"] = [pool for pool in signs if pool not in decided]
     said = "; ".join(f"{word} with {', '.join(pools)}" for word, pools in which.items() if pools)
-    yield f"Over trainings, on all levels, the map is {said}."
+    yield f"Over trainings, on every dataset, the map is {said}."
     which = {word: [pool for pool in pools if pool != LONGER] for word, pools in which.items()}
     both = which["opposite"] and which["as one expects"]
     if both:
@@ -151,13 +151,13 @@ def _conclusions(means, gains):
     most = gains[(gains["pool"] == "max") & (gains["measure"] == "mAP")]
     if len(most):
         up, open_, down = counts(most, "value")
-        said = f"lower on {down} of {len(most)} levels, higher on {up}, undecided on {open_}"
+        said = f"lower on {down} of {len(most)} datasets, higher on {up}, undecided on {open_}"
         said = ALONE if (most["trainings"] < 2).all() else said
         yield f"Recognition of a CLIP trained with max pooling against the class token: {said}."
 
 
 def pairs_in_words(rows):
-    """In how many trainings the map of a new pair is as one expects (mSC above 0 on every level), by pool and
+    """In how many trainings the map of a new pair is as one expects (mSC above 0 on every dataset), by pool and
     pooling."""
     columns = [name for name in rows if name.startswith("pair_") and name.endswith("_mSC")]
     words = {name: name.removeprefix("pair_").removesuffix("_mSC") for name in columns}
@@ -175,7 +175,7 @@ def traits_in_words(rows):
 
 
 def _counted(what, numbers, words):
-    """How many trainings of each pool have a column below 0 on every level; a sentence a pool."""
+    """How many trainings of each pool have a column below 0 on every dataset; a sentence a pool."""
     found = []
     for pool, part in numbers.dropna().groupby("pool", sort=False):
         most = part.groupby("training").max()

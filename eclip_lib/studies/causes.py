@@ -1,7 +1,6 @@
 """Notebook 08: what makes the map opposite? Where in the depth of a ViT it begins, and what it shows (beyond
 the paper); `arms`: what becomes of it where CLIP is trained with another pool."""
 
-from collections import Counter
 from functools import lru_cache
 
 import matplotlib.pyplot as plt
@@ -88,37 +87,37 @@ def lines(depths, what):
 # ---------------------------------------------------------------------- in words
 
 
-def begins(part):
-    """The depth from which on the intervals of one training's map lie below 0, up to its end; or None."""
-    below = (part.sort_values("blocks")["mSC_high"] < 0).to_numpy()
-    return next((k for k in range(len(below)) if below[k:].all()), None)
-
-
 def depth_in_words(depths):
-    """Where the map begins to be opposite, a sentence a dataset and network."""
+    """At which depths the map is opposite, a sentence a dataset and network, and what follows for
+    self-attention."""
     if depths.empty:
         return NONE
-    found = []
+    found, early, late = [], 0, 0
     for (dataset, network), part in depths.groupby(["dataset", "network"], sort=False):
-        one = [begins(training) for _, training in part.groupby("training", sort=False)]
-        said = ", ".join(f"{_place(k)} in {n} of {len(one)}" for k, n in Counter(one).most_common())
+        below = part.pivot(index="training", columns="blocks", values="mSC_high") < 0
+        first, last = below.iloc[:, 0], below.iloc[:, -1]
+        early, late = early + (first & last).sum(), late + last.sum()
         mean = part.groupby("blocks")["mSC"].mean()
-        first, last, lowest = mean.iloc[0], mean.iloc[-1], mean.idxmin()
         found.append(
-            f"{dataset}, {network}: opposite {said}; mSC {first:.1f} at the patch embedding, {last:.1f} at "
-            f"the end, lowest {_at(lowest)} ({mean.min():.1f})."
+            f"{dataset}, {network}: of {len(below)} trainings opposite at the patch embedding {first.sum()}, "
+            f"behind the last block {last.sum()}, at every depth {below.all(axis=1).sum()}; mean mSC "
+            f"{mean.iloc[0]:.1f} at the patch embedding, {mean.iloc[-1]:.1f} at the end."
         )
-    return "\n".join(found)
+    return "\n".join([*found, _so_attention(early, late)])
 
 
-def _at(blocks):
-    return "at the patch embedding" if blocks == 0 else f"after block {blocks}"
-
-
-def _place(blocks):
-    if blocks is None:
-        return "not at the end"
-    return f"from block {blocks} on" if blocks else "from the patch embedding on"
+def _so_attention(early, late):
+    """What follows where `late` maps are opposite at their end, `early` of these at the patch embedding."""
+    if not late:
+        return "So there is nothing to explain: no map is opposite at its end."
+    if early == late:
+        return (
+            f"So self-attention does not make them so: all {late} are opposite before any token sees another."
+        )
+    if early:
+        said = f"{early} of the {late} opposite maps are so before any token sees another"
+        return f"So self-attention is not the only reason: {said}."
+    return f"So it comes with self-attention: none of the {late} is opposite before any token sees another."
 
 
 def what_in_words(what):
@@ -150,7 +149,7 @@ def _so(part):
         return "It prefers the background whatever is named, and avoids the named object besides."
     if absent.all():
         return "It prefers the background, whatever is named."
-    return "It avoids the named object." if text.all() else "Why is not the same in every training."
+    return "It avoids the named object." if text.all() else "The reason is not the same in every training."
 
 
 # ---------------------------------------------------------------------- figures

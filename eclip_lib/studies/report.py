@@ -14,7 +14,15 @@ def _ours(v):
 
 def _row(place, v):
     cases = f"{v['above']}, {v['undecided']}, {v['below']}" if v["value"] == v["value"] else ""
-    cells = [v["claim"], f"**{v['verdict']}**", v["where"], v["the paper"], v["quantity"], _ours(v), v["unit"]]
+    cells = [
+        v["claim"],
+        f"**{v['verdict']}**",
+        v["where"],
+        v["the paper"],
+        v["quantity"],
+        _ours(v),
+        v["unit"],
+    ]
     return "| " + " | ".join(map(str, [place, *cells, cases])) + " |"
 
 
