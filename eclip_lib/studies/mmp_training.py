@@ -30,10 +30,11 @@ def views_table(run, rows, losses):
     return measured.assign(loss=measured["views"].map(pd.Series(losses).groupby(level=0).mean()))
 
 
-def recognition(run, clip, after=None):
-    """Class-token scores of the first dataset (Eq. 3) and their mAP in %, as (digest of the scores, mAP).
-    `after`: the pair that was trained since; before and after are measured each by itself, once a run."""
-    dataset = run.load_dataset(run.datasets[0])
+def recognition(run, clip, after=None, name=None):
+    """Class-token scores of a dataset, by default the first (Eq. 3), and their mAP in %, as (digest of the
+    scores, mAP). `after`: the pair that was trained since; before and after are measured each by itself, once
+    a run."""
+    dataset = run.load_dataset(name or run.datasets[0])
 
     def measure():
         scores, _, value = recognize(dataset, clip, run.workers, run.batch_size)
