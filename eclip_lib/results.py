@@ -83,6 +83,7 @@ class Results(Profile):
         pictures = any(ax.images for ax in figure.axes)
         points = any(isinstance(mark, PathCollection) for ax in figure.axes for mark in ax.collections)
         figure.savefig(drawn, dpi=100 if pictures and not points else 200, bbox_inches="tight")
+        figure.set_layout_engine("none")  # laid out: the notebook shows it as it was saved
         Image.open(drawn).convert("RGB").save(small, "PNG", optimize=True)
         self.write(self.path("figures", name), small.getvalue())
 

@@ -11,7 +11,7 @@ import torch
 from ..evaluation import batches, bootstrap, class_mean, gains, grouped, interval, prompts, spread
 from ..evaluation import table as summary_table
 from ..evaluation.statistics import VALUES
-from ..explainers import about, explainer, maps, named
+from ..explainers import Shared, about, explainer, maps, named
 from ..method import itsm
 from ..networks.loading import is_vit
 from . import controls
@@ -151,7 +151,7 @@ def timings(run):
         for method, explain in explainers_of(run, clip, TABLE_2 + LATER).items():
             call = partial(maps, explain, batch.images, text, index)
             call()  # the first one takes longer
-            seconds = timeit(lambda: call().cpu(), number=3) / 3  # noqa: B023 (`cpu` waits for a GPU)
+            seconds = timeit(lambda: call().cpu(), number=1)  # noqa: B023 (`cpu` waits for a GPU)
             lines.append({"network": clip.title, "method": method, "ms": 1000 * seconds / len(batch)})
     found = pd.DataFrame(lines)
     if found.empty:
@@ -201,9 +201,9 @@ def map_statistics(run, methods):
 def _statistics(run, clip, dataset, found):
     text, sums, lines = prompts(dataset, clip), {method: [] for method in found}, []
     for batch in batches(dataset, clip, run.batch_size, run.workers, "maps of two classes", least=2):
-        index = _first_two(batch, dataset.classes)
+        index, shared = _first_two(batch, dataset.classes), Shared(clip, batch.images)
         for method, explain in found.items():
-            sums[method].append(_likeness_and_roughness(maps(explain, batch.images, text, index)))
+            sums[method].append(_likeness_and_roughness(maps(explain, batch.images, text, index, shared)))
     grid = clip.model.visual.grid_size[0]
     for method, parts in sums.items():
         if parts:
