@@ -11,12 +11,12 @@ from .itsm_discovery import over_clips
 from .pooling_ablation import seed_table
 
 
-def snapshot_sheet(run, clip, trained, name, count=3):
+def snapshot_sheet(run, clip, trained, name):
     """Image, ground truth, CLIP's map, then the learned pair's after each kept epoch. Returns the figure."""
     shown = {"CLIP": (clip, explainer("clip", clip))}
     for epoch, pair in trained.snapshots.items():
         shown[f"epoch {epoch}"] = (clip, explainer("eclip", clip, projection=pair))
-    return plots.map_sheet(examples(run.load_dataset(name), count), shown)
+    return plots.map_sheet(examples(run.load_dataset(name), 3), shown)
 
 
 # kind: views, augmentation
