@@ -102,8 +102,9 @@ class Run(Results):
                 masks,
                 views or training.views,
                 training.augment if augment == UNCHANGED else augment,
-                seed=self.seed,
-                workers=self.workers,
+                self.seed,
+                self.batch_size,
+                self.workers,
                 description=f"{clip.network}: {pairs or self.pairs}",
                 keep=keep,
             )
