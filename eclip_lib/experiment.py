@@ -102,8 +102,9 @@ class Run(Results):
                 masks,
                 views or training.views,
                 training.augment if augment == UNCHANGED else augment,
-                seed=self.seed,
-                workers=self.workers,
+                self.seed,
+                self.batch_size,
+                self.workers,
                 description=f"{clip.network}: {pairs or self.pairs}",
                 keep=keep,
             )
@@ -136,20 +137,21 @@ class Run(Results):
         settings = self.training.model_dump(exclude={"views", "augment"}) | settings
         epochs = settings["epochs"]
         watched = sorted({1, 2, max(2, epochs // 4), epochs} & {*range(epochs + 1)})
-        every, missing = {}, {}
-        for pooling, seed, init in wanted:
-            about = {"pooling": str(Pooling.of(pooling)), **settings, "seed": self.seed + seed, "init": init}
-            key = files.digest([features.identity, about, self._made_by(training_digest())])
-            every[pooling, seed, init] = self.out / "trained" / key, about
+        folders, found, missing = [], {}, {}
+        made_by = [features.identity, self._made_by(training_digest())]
         with files.alone(self.out / "trained" / f".{clip.network}.lock".replace("/", "_")):
-            for folder, about in every.values():
+            for pooling, seed, init in wanted:
+                settings |= {"seed": self.seed + seed, "init": init}
+                about = {"pooling": str(Pooling.of(pooling)), **settings}
+                folder = self.out / "trained" / files.digest([*made_by, about])
+                folders.append(folder)
                 try:
-                    _read_trained(folder, watched)
+                    found[folder] = _read_trained(folder, watched)
                 except (OSError, ValueError):  # not there, or not whole
                     missing[folder] = about
             if missing:
                 _train(clip, features, missing, watched)
-        return [_read_trained(every[one][0], watched) for one in wanted]
+        return [found.get(folder) or _read_trained(folder, watched) for folder in folders]
 
     def evaluate(self, clip, dataset, explainers, observe=None) -> pd.DataFrame:
         """Rows of {method or (method, seed): explainer} on a dataset (a name, or a `Dataset`), see
@@ -182,7 +184,7 @@ class Run(Results):
         it is the same: `about` (a list of `Clip`s, `Dataset`s and what JSON can say) and the code. Measured
         anew where one of them has no identity."""
         known = [getattr(thing, "identity", thing) for thing in about]
-        if any(what is None for thing, what in zip(about, known, strict=True) if hasattr(thing, "identity")):
+        if any(what is None and thing is not None for thing, what in zip(about, known, strict=True)):
             return measure()
         key = files.digest([known, self._made_by(core_digest()), files.code_digest("studies", "shift.py")])
         path = self.out / "rows" / f"{name}-{key}.csv"

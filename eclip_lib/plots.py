@@ -152,14 +152,8 @@ def intervals(table, value, label, group="dataset", name="network", reference=0,
         rows = table[table[group] == part]
         x = [names.index(n) + (k - (len(groups) - 1) / 2) * 0.2 for n in rows[name]]
         below, above = rows[value] - rows[f"{value}_low"], rows[f"{value}_high"] - rows[value]
-        look = {
-            "fmt": "o",
-            "markersize": 2.5,
-            "capsize": 4,
-            "linewidth": 1,
-            "color": f"C{k}",
-        }  # no bar hidden
-        ax.errorbar(x, rows[value], [below, above], label=part, **look)
+        look = {"fmt": "o", "markersize": 2.5, "capsize": 4, "linewidth": 1}  # no bar is hidden
+        ax.errorbar(x, rows[value], [below, above], label=part, color=f"C{k}", **look)
     if reference is not None:
         ax.axhline(reference, color="gray", linestyle="--", linewidth=1)
     ax.set_xticks(range(len(names)), names, fontsize=8)

@@ -84,6 +84,7 @@ class Results(Profile):
         points = any(isinstance(mark, PathCollection) for ax in figure.axes for mark in ax.collections)
         dpi, quick = 100 if pictures and not points else 200, {"compress_level": 0}
         figure.savefig(drawn, dpi=dpi, bbox_inches="tight", pil_kwargs=quick)
+        figure.set_layout_engine("none")  # laid out: the notebook shows it as it was saved
         Image.open(drawn).convert("RGB").save(small, "PNG")
         self.write(self.path("figures", name), small.getvalue())
 

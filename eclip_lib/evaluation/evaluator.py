@@ -140,7 +140,7 @@ def _score_batch(batch, found, normalize, observe, more=()):
             void = torch.cat([batch.void[k].expand_as(batch.masks[k]) for k in places]).to(found.device)
         if observe:
             observe(scored, masks, void)
-        valid = torch.ones_like(masks) if void is None else ~void
+        valid = torch.ones_like(masks[:1]) if void is None else ~void
         foreground = (masks & valid).sum((1, 2)) / valid.sum((1, 2))
         curves = iou_curve(scored, masks, void)
         by_image = torch.cat([image_iou(part) for part in curves.split([counts[k] for k in places])])

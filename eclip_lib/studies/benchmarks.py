@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .. import files
-from ..evaluation import batches, bootstrap, class_mean, gains, grouped, interval, prompts, recognize, spread
+from ..evaluation import batches, bootstrap, class_mean, gains, grouped, interval, prompts, spread
 from ..evaluation import table as summary_table
 from ..evaluation.statistics import VALUES
-from ..explainers import about, explainer, maps, named
+from ..explainers import Shared, about, explainer, maps, named
 from ..method import itsm
 from ..networks.loading import is_vit
 from . import controls
+from .mmp_training import recognition
 
 TABLE_1, TABLE_2 = ["clip", "rclip", "eclip"], ["clip", "grad_cam", "bi_model", "rclip", "eclip"]
 KEYS = ["dataset", "network", "method"]
@@ -151,7 +151,7 @@ def timings(run):
         for method, explain in explainers_of(run, clip, TABLE_2 + LATER).items():
             call = partial(maps, explain, batch.images, text, index)
             call()  # the first one takes longer
-            seconds = timeit(lambda: call().cpu(), number=3) / 3  # noqa: B023 (`cpu` waits for a GPU)
+            seconds = timeit(lambda: call().cpu(), number=1)  # noqa: B023 (`cpu` waits for a GPU)
             lines.append({"network": clip.title, "method": method, "ms": 1000 * seconds / len(batch)})
     found = pd.DataFrame(lines)
     if found.empty:
@@ -162,34 +162,22 @@ def timings(run):
 
 
 def table_4(run):
-    """Table 4: mAP in % of CLIP, RCLIP and ECLIP (CLIP's class token and own pair in all three), and of the
-    same network trained from random weights on the small caption set, where there is one; one line a network,
-    dataset and method."""
-    parts = []
+    """Table 4: mAP in % of CLIP, RCLIP and ECLIP (CLIP's class token and own pair in all three; `identical`:
+    the same scores to the bit), and of the same network trained from random weights on the small caption set,
+    where there is one; one line a network, dataset and method."""
+    lines = []
     for network in run.networks:
         clip, scratch = run.load_clip(network), run.scratch.get(network)
         small = run.load_clip(network, scratch) if scratch else None
-        pair = files.digest(run.load_pair(clip)) if has_pair(run) else None
+        pair = run.load_pair(clip) if has_pair(run) else None
         for name in run.datasets:
-            dataset = run.load_dataset(name)
-            about = [clip, dataset, small, pair, run.pairs]
-            parts.append(run.once("table_4", about, partial(_recognition, run, network, dataset, small)))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def _recognition(run, network, dataset, small):
-    clip = run.load_clip(network)  # afresh: no pair was read beside it
-    scores, _, value = recognize(dataset, clip, run.workers, run.batch_size)
-    line = {"dataset": dataset.name, "network": clip.title}
-    lines = [line | {"method": "CLIP", "mAP": value}]
-    if has_pair(run):
-        run.load_pair(clip)  # ECLIP's pair is read, and changes nothing of the class token's scores
-    again, _, value = recognize(dataset, clip, run.workers, run.batch_size)
-    after = {"mAP": value, "identical": bool((again == scores).all())}
-    lines += [line | after | {"method": method} for method in ("RCLIP", "ECLIP")[: 1 + has_pair(run)]]
-    if small:
-        value = recognize(dataset, small, run.workers, run.batch_size)[2]
-        lines.append(line | {"method": f"CLIP from random weights, {run.pairs}", "mAP": value})
+            (scores, value), (again, after) = (recognition(run, clip, p, name) for p in (None, pair))
+            found = [("CLIP", value, None), ("RCLIP", after, again == scores)]
+            found += [("ECLIP", after, again == scores)] if pair else []
+            if small:
+                alone = recognition(run, small, name=name)[1]
+                found.append((f"CLIP from random weights, {run.pairs}", alone, None))
+            lines += [(name, *line, clip.title) for line in found]
     return pd.DataFrame(lines, columns=["dataset", "method", "mAP", "identical", "network"])
 
 
@@ -213,9 +201,9 @@ def map_statistics(run, methods):
 def _statistics(run, clip, dataset, found):
     text, sums, lines = prompts(dataset, clip), {method: [] for method in found}, []
     for batch in batches(dataset, clip, run.batch_size, run.workers, "maps of two classes", least=2):
-        index = _first_two(batch, dataset.classes)
+        index, shared = _first_two(batch, dataset.classes), Shared(clip, batch.images)
         for method, explain in found.items():
-            sums[method].append(_likeness_and_roughness(maps(explain, batch.images, text, index)))
+            sums[method].append(_likeness_and_roughness(maps(explain, batch.images, text, index, shared)))
     grid = clip.model.visual.grid_size[0]
     for method, parts in sums.items():
         if parts:

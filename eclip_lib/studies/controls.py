@@ -28,28 +28,16 @@ def text_free(clip, mask):
     return explain
 
 
-def less_the_mean(explain):
-    """An explainer's map less its mean over all texts: what is left is this text's alone."""
-
-    def centred(found):
-        return found - _mean_of(found)
-
-    if isinstance(explain, FeatureMap):
-        of_features = lambda given, text: centred(explain.of_features(given, text))  # noqa: E731
-        return FeatureMap(explain.clip, of_features, explain.blocks)
-    return lambda images, text: centred(explain(images, text))
-
-
 def the_mean(explain):
     """A `FeatureMap`'s mean over all texts, as the map of each: what it shows whatever is named."""
-    of_features = lambda given, text: _mean_of(explain.of_features(given, text))  # noqa: E731
+
+    def of_features(given, text):
+        found = explain.of_features(given, text)
+        return found.mean(1, keepdim=True).expand_as(found)
+
     mean = FeatureMap(explain.clip, of_features, explain.blocks)
     mean.identity = ["mean", explain.identity, files.code_digest("studies/controls.py")]
     return mean
-
-
-def _mean_of(found):
-    return found.mean(1, keepdim=True).expand_as(found)
 
 
 def first(run, name):
@@ -69,28 +57,31 @@ def measured(run, clip, name, explainers):
 def control_rows(dataset, clip, explainers, workers=0, batch_size=32):
     """One row a method and (image, class) present, contrasts in %: `own`, the object against all else (mSC);
     `absent`, the same of the map of a class that the image does not show (the next one in the list);
-    `against_others`, the object against the image's other objects (nan without any); `centred`, `own` of
-    `less_the_mean` (nan where a method needs a backward pass for every text)."""
+    `against_others`, the object against the image's other objects (nan without any); `centred`, `own` of the
+    map less its mean over all texts (nan where a method needs a backward pass for every text)."""
     text, rows = prompts(dataset, clip), []
     for batch in batches(dataset, clip, batch_size, workers, "controls", least=1):
-        index, shared = batch.index(dataset.classes), Shared(clip, batch.images)
-        absent = torch.tensor([[i, _absent(batch.names[i], dataset.classes, t)] for i, t in index.tolist()])
-        place = torch.tensor([k for names in batch.names for k in range(len(names))])
+        index, shared, objects = batch.index(dataset.classes), Shared(clip, batch.images), batch.objects
+        absent = [(i, _absent(batch.names[i], dataset.classes, t)) for i, t in index.tolist()]
+        absent = index.new_tensor(absent)
         for method, explain in explainers.items():
-            found = {"own": maps(explain, batch.images, text, index, shared)}
-            found["absent"] = maps(explain, batch.images, text, absent.to(index.device), shared)
-            if not hasattr(explain, "pairs"):
-                found["centred"] = maps(less_the_mean(explain), batch.images, text, index, shared)
-            for p, (image, _) in enumerate(index.tolist()):
-                masks, void = batch.masks[image], batch.void[image]
-                one, others = masks[place[p]], masks.any(0) & ~masks[place[p]]
-                line = {"method": method, "image_id": batch.ids[image]}
-                line["class_name"] = batch.names[image][place[p]]
-                heats = {n: itsm(cells[p][None, None], one.shape)[0, 0].cpu() for n, cells in found.items()}
-                line |= {name: 100 * float(score_contrast(heat, one, void)) for name, heat in heats.items()}
-                elsewhere = void | ~(one | others)
-                line["against_others"] = 100 * float(score_contrast(heats["own"], one, elsewhere))
-                rows.append(line)
+            if hasattr(explain, "pairs"):
+                own, other = (maps(explain, batch.images, text, pairs, shared) for pairs in (index, absent))
+                found = {"own": own, "absent": other}
+            else:
+                shares = isinstance(explain, FeatureMap)
+                every = explain.of_shared(shared, text) if shares else explain(batch.images, text)
+                found = {"own": every[tuple(index.T)], "absent": every[tuple(absent.T)]}
+                found["centred"] = (every - every.mean(1, keepdim=True))[tuple(index.T)]
+            for (i, t), cells in zip(index.tolist(), torch.stack([*found.values()], 1), strict=True):
+                name, void = dataset.classes[t], batch.void[i]
+                one = batch.masks[i][batch.names[i].index(name)]
+                heats = itsm(cells[:, None], one.shape)[:, 0].cpu()
+                values = [score_contrast(heat, one, void) for heat in heats]
+                values.append(score_contrast(heats[0], one, void | ~objects[i]))
+                line = {"method": method, "image_id": batch.ids[i], "class_name": name}
+                kinds = [*found, "against_others"]
+                rows.append(line | {k: 100 * float(v) for k, v in zip(kinds, values, strict=True)})
     return pd.DataFrame(rows)
 
 

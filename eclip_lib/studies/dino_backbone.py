@@ -185,7 +185,8 @@ def arms_seeds(run, rows):
     """One line a dataset, encoder and training of every arm that learned."""
     trained = rows[rows["method"] != OWN]
     found = table(trained, ("dataset", "network", "method", "seed"), seed=run.seed)
-    return found.rename(columns={"method": "backbone"}).astype({"seed": int})
+    found = found.rename(columns={"method": "backbone"}).astype({"seed": int})
+    return found.sort_values(["backbone", "seed"], ignore_index=True)
 
 
 def arms_sheet(run, arms, name, count=4):

@@ -11,12 +11,12 @@ from .itsm_discovery import over_clips
 from .pooling_ablation import seed_table
 
 
-def snapshot_sheet(run, clip, trained, name, count=3):
+def snapshot_sheet(run, clip, trained, name):
     """Image, ground truth, CLIP's map, then the learned pair's after each kept epoch. Returns the figure."""
     shown = {"CLIP": (clip, explainer("clip", clip))}
     for epoch, pair in trained.snapshots.items():
         shown[f"epoch {epoch}"] = (clip, explainer("eclip", clip, projection=pair))
-    return plots.map_sheet(examples(run.load_dataset(name), count), shown)
+    return plots.map_sheet(examples(run.load_dataset(name), 3), shown)
 
 
 # kind: views, augmentation
@@ -30,10 +30,11 @@ def views_table(run, rows, losses):
     return measured.assign(loss=measured["views"].map(pd.Series(losses).groupby(level=0).mean()))
 
 
-def recognition(run, clip, after=None):
-    """Class-token scores of the first dataset (Eq. 3) and their mAP in %, as (digest of the scores, mAP).
-    `after`: the pair that was trained since; before and after are measured each by itself, once a run."""
-    dataset = run.load_dataset(run.datasets[0])
+def recognition(run, clip, after=None, name=None):
+    """Class-token scores of a dataset, by default the first (Eq. 3), and their mAP in %, as (digest of the
+    scores, mAP). `after`: the pair that was trained since; before and after are measured each by itself, once
+    a run."""
+    dataset = run.load_dataset(name or run.datasets[0])
 
     def measure():
         scores, _, value = recognize(dataset, clip, run.workers, run.batch_size)

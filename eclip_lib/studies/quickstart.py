@@ -73,14 +73,14 @@ def draw(run, clip, image, text, method):
     return buffer.getvalue()
 
 
-def explorer(run, text=None):
+def explorer(run):
     """The widget (`ipywidgets.VBox`): image, text, method and network, the map, and a line for what went
     wrong. It opens on a text that is in the first image. Without a live kernel it shows nothing; `draw` gives
     the same picture."""
     images, load = pictures(run), cache(run.load_clip)
     first, (_, texts) = next(iter(images.items()))
     image = widgets.Dropdown(options=list(images), value=first, description="image")
-    words = widgets.Text(value=text or texts[0], description="text", continuous_update=False)
+    words = widgets.Text(value=texts[0], description="text", continuous_update=False)
     titles = [(about(name).title, name) for name in REGISTRY]
     method = widgets.Dropdown(options=titles, value="rclip", description="method")
     networks = [(run.title(name), name) for name in run.networks]

@@ -98,10 +98,10 @@ def dispersion_table(rows):
     return grouped(rows, CASE, lambda part: {n: k * part[c].mean() for n, (c, k) in columns.items()})
 
 
-def rank_correlation(x, y, resamples=1000, seed=0):
+def rank_correlation(x, y, resamples=1000):
     """Spearman's rank correlation with its 95 % bootstrap interval over images -> (rho, low, high)."""
     table = pd.DataFrame({"x": np.asarray(x), "y": np.asarray(y)}).dropna()
-    ranks, rng = table.rank().to_numpy(), np.random.default_rng(seed)
+    ranks, rng = table.rank().to_numpy(), np.random.default_rng(0)
     draws = rng.integers(0, len(ranks), (resamples, len(ranks)))
     sample = np.array([np.corrcoef(pd.DataFrame(ranks[d]).rank().to_numpy().T)[0, 1] for d in draws])
     return (np.corrcoef(ranks.T)[0, 1], *np.nanpercentile(sample, [2.5, 97.5]))

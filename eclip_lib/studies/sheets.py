@@ -51,12 +51,12 @@ def figure_7(run, count=6):
     return figure
 
 
-def methods_sheet(run, network, count=4):
+def methods_sheet(run, network):
     """Figs. 8, 12 and 13: one object a row, one method a column, on the last dataset. Returns the figure."""
     clip = run.load_clip(network)
     found = explainers_of(run, clip, TABLE_2 + LATER[:5])
     shown = {named(method): (clip, explain) for method, explain in found.items()}
-    return plots.map_sheet(later(run.load_dataset(run.datasets[-1]), count, start=5), shown, size=1.1)
+    return plots.map_sheet(later(run.load_dataset(run.datasets[-1]), 4, start=5), shown, size=1.1)
 
 
 def figure_11(run, count=2):

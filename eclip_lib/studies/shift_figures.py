@@ -31,10 +31,10 @@ def _places(clip, example):
     return points, union
 
 
-def figure_4(run, network, name, count=3):
+def figure_4(run, network, name):
     """Fig. 4 for the first images of a dataset: the points of max, average and attention pooling, then
     average against max."""
-    clip, shown = run.load_clip(network), examples(run.load_dataset(name), count)
+    clip, shown = run.load_clip(network), examples(run.load_dataset(name), 3)
     figure, axes = plots.grid(len(shown), 4, (9, 2.4 * len(shown)))
     titles = [*(f"{pooling}: " for pooling in POOLINGS), "average against max"]
     for row, example in zip(axes, shown, strict=True):
