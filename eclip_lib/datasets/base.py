@@ -179,7 +179,8 @@ def _eight_bits(image, kind, name, tags):
     would clip, and goes neither by a TIFF's 12 bits nor by its white of 0."""
     values = np.asarray(image, dtype=np.float64)
     low, high = values.min(), values.max()
-    sixteen = image.mode.startswith("I;16") or kind == "PNG"  # a PNG has no more
+    # more have neither of the two, whose 16 bits Pillow may call "I"
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
     most = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
     top = most if sixteen else 1 if image.mode == "F" and high <= 1 else 255 if high <= 255 else 65535
     if not (low >= 0 and high <= top):  # false for nan as well
