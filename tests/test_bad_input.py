@@ -724,7 +724,7 @@ COCO: run lengths that are none | Coco | it has no counts
 COCO: run lengths that are true | Coco | its run lengths are not whole numbers
 COCO: a mask that is a word | Coco | boxes alone cannot be scored
 COCO: a point that is true | Coco | a polygon has a point that is no number
-COCO: a file in place of its folder | Train coco:{}/red.png | red.png: a file is in the way of a folder; name
+COCO: a file in place of its folder | Train coco:{}/red.png | no captions at .*red.png/annotations.*; of coco: .* give the folder that holds annotations
 COCO: a caption that is a number | Train coco:{}/coco | captions_val2017.json .* caption of annotations.0. is 7, not a text
 COCO: a picture that is a number | Train coco:{}/coco | captions_val2017.json .* file_name of images.0. is 7, not a word
 COCO: captions of an image that is true | Train coco:{}/coco | image_id of annotations.0. is True, not
