@@ -461,6 +461,9 @@ SPOILT = {  # name of a case: what is done to the place first
     "COCO: a caption that is a number": lambda p: captions(p, caption=7),
     "COCO: a picture that is a number": lambda p: captions(p, file_name=7),
     "COCO: captions of an image that is true": lambda p: captions(p, image_id=True),
+    "COCO: pictures with their folder": lambda p: rewrite(
+        p / INSTANCES, lambda t: t.replace('"file_name": "', '"file_name": "val2017/')
+    ),
     "COCO: an image that is gone": lambda p: next(p.glob("coco/val2017/*.jpg")).unlink(),
     "COCO: a byte order mark": lambda p: rewrite(p / INSTANCES, lambda t: "\ufeff" + t),
     "COCO: a list twice": lambda p: rewrite(p / INSTANCES, lambda t: t[:-1] + ', "annotations": []}'),
@@ -728,6 +731,7 @@ COCO: a file in place of its folder | Train coco:{}/red.png | no captions at .*r
 COCO: a caption that is a number | Train coco:{}/coco | captions_val2017.json .* caption of annotations.0. is 7, not a text
 COCO: a picture that is a number | Train coco:{}/coco | captions_val2017.json .* file_name of images.0. is 7, not a word
 COCO: captions of an image that is true | Train coco:{}/coco | image_id of annotations.0. is True, not
+COCO: pictures with their folder | Coco | val2017/val2017/0*1.jpg is missing. Expected
 COCO: an image that is gone | Coco | \.jpg is missing
 COCO: a byte order mark | Coco | prints coco2017 clip: mIoU .* 4 images
 COCO: a list twice | Coco | not a complete COCO file: the name 'annotations' is there twice

@@ -64,8 +64,9 @@ class Dataset(Sequence):
         there = next((place for place in (path, *path.parents) if place.exists()), path)
         wrong = f"{there} is no {'file' if there.is_dir() else 'folder'}"
         said = f"{self.name}: {wrong if there.is_file() or path.exists() else f'{path} is missing'}"
-        rest, around = path.relative_to(there), [*there.parents[:2]]
-        around += sorted(there.glob("*"))
+        rest = path.relative_to(there)
+        # folders lie below the root that was meant; the files that a list names may lie anywhere
+        around = [*there.parents[:2], *sorted(there.glob("*"))] if is_there == Path.is_dir else []
         holds = [place for place in around if rest.parts and os.path.exists(place / rest)]
         other = f", but {holds[0]} has it: name that" if holds else ""
         raise FileNotFoundError(
