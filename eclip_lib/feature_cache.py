@@ -166,7 +166,7 @@ class CacheJob:
         if not good:
             about = self.source.about
             names = [Path(p).name for p in ([about["path"]] if "path" in about else self.source.inputs)]
-            why = f"{left_out.worst}; mend or replace it" if left_out.count else "it is empty"
+            why = f"{left_out.worst}; mend or replace it" if left_out.count else "it holds none"
             raise ValueError(f"no image of {files.few(names) or 'the pairs'} could be read: {why}")
         if left_out.count and view == 0:
             total = left_out.count + sum(note["pairs"] for note in good.values())

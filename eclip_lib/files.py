@@ -49,7 +49,7 @@ def matching(pattern, expand=lambda rest: [rest]):
     root = next(folder for folder in [*path.parents, Path()] if folder.is_dir())
     found = {}
     for part in expand(str(path.relative_to(root))):
-        found[part] = sorted(root / name for name in glob.glob(part, root_dir=root, recursive=True))
+        found[part] = sorted({root / name for name in glob.glob(part, root_dir=root, recursive=True)})
     return found
 
 

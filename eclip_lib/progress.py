@@ -3,6 +3,7 @@ another process than the notebook's."""
 
 import io
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -38,11 +39,14 @@ def tqdm(*arguments, **options):
 
 
 def begun(parent):
-    """In a process that was forked from `parent`: it ends when that one does, and its bars have a lock of
-    their own. The one that it inherits may be held by a thread that is not here to let it go."""
+    """In a process that was forked from `parent`: it ends when that one does, at Ctrl-C without a word, and
+    its bars have a lock of their own. The one that it inherits may be held by a thread that is not here to
+    let it go."""
     for bars in (std.tqdm, auto.tqdm):
         bars.set_lock(threading.RLock())
     _end_with(parent)
+    signal.default_int_handler = lambda *_: os._exit(1)  # asyncio puts it back after each notebook
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end_with(parent):

@@ -151,6 +151,8 @@ def test_more_than_eight_bits_are_scaled_not_clipped(tmp_path):
         (tmp_path / f"{name}.tif").write_bytes(tiff(data, {256: 2, 277: 1, 339: 1, **tags}))
         read = np.asarray(eclip.read_image(tmp_path / f"{name}.tif"))[0, :, 0]
         assert read.tolist() == ([0, 255] if name == "twelve" else [255, 0])
+    (tmp_path / "dark.pgm").write_bytes(b"P5 2 1 65535\n\0\0\0\xc8")  # 200 of 65535 is 1 of 255
+    assert np.asarray(eclip.read_image(tmp_path / "dark.pgm"))[0, :, 0].tolist() == [0, 1]
     Image.fromarray(np.full((3, 3), -1, np.float32)).save(tmp_path / "below.tif")
     with pytest.raises(ValueError, match="below.tif holds values from -1 to -1"):
         eclip.read_image(tmp_path / "below.tif")
@@ -459,6 +461,9 @@ SPOILT = {  # name of a case: what is done to the place first
     "COCO: a caption that is a number": lambda p: captions(p, caption=7),
     "COCO: a picture that is a number": lambda p: captions(p, file_name=7),
     "COCO: captions of an image that is true": lambda p: captions(p, image_id=True),
+    "COCO: pictures with their folder": lambda p: rewrite(
+        p / INSTANCES, lambda t: t.replace('"file_name": "', '"file_name": "val2017/')
+    ),
     "COCO: an image that is gone": lambda p: next(p.glob("coco/val2017/*.jpg")).unlink(),
     "COCO: a byte order mark": lambda p: rewrite(p / INSTANCES, lambda t: "\ufeff" + t),
     "COCO: a list twice": lambda p: rewrite(p / INSTANCES, lambda t: t[:-1] + ', "annotations": []}'),
@@ -472,6 +477,8 @@ SPOILT = {  # name of a case: what is done to the place first
         files.write(p / "o-a.svg", "mine"),
     ],
     "pictures whose paths join to one name": lambda p: pictures(p, "k/a-b/c/red.png", "k/a/b-c/red.png"),
+    "one picture by several ways": lambda p: pictures(p, "k/a/new.tif"),
+    "an overlay beyond its kind": lambda p: RED.resize((20000, 2)).save(p / "[1]{a}" / "long.png"),
     "an output that is a link": lambda p: (p / "link.png").symlink_to(p / "maps.v2" / "heat.png"),
     "an output that is a link to itself": lambda p: (p / "link.png").symlink_to(p / "link.png"),
     "a dead link among pictures": lambda p: (p / "[1]{a}" / "gone.jpg").symlink_to(p / "none.jpg"),
@@ -506,6 +513,9 @@ SPOILT = {  # name of a case: what is done to the place first
         packed(p / "shards" / name, [(f"{k}.{kind}", data) for k in "123" for kind, data in PAIR], mode)
         for name, mode in {"1.tar.gz": "w:gz", "2.TAR": "w"}.items()
     ],
+    "a shard with names that are not UTF-8": lambda p: packed(
+        p / "names.tar", {f"{k}\udce9.{kind}": data for k in "12" for kind, data in PAIR}
+    ),
     "a shard with links to its files": lambda p: packed(
         p / "links.tar",
         [
@@ -521,6 +531,10 @@ SPOILT = {  # name of a case: what is done to the place first
         p / "apart.tar", [(f"{k}.{kind}", data) for kind, data in PAIR for k in "12"]
     ),
     "zeros in a shard": lambda p: (p / "zeros.tar").write_bytes(bytes(512) + (p / "whole.tar").read_bytes()),
+    "weights in shards in folders": lambda p: [
+        (p / "shards" / "0.safetensors").rename(p / "empty" / "0.safetensors"),
+        rewrite(p / "shards" / "model.safetensors.index.json", lambda t: t.replace('"0.', '"../empty/0.')),
+    ],
     "weights of which a shard is gone": lambda p: (p / "shards" / "1.safetensors").unlink(),
     "maps over another's arrays": lambda p: np.savez(p / "mine.npz", images=gradient, texts=gradient),
     "two shards in one file": lambda p: (p / "joined.tar").write_bytes(2 * (p / "whole.tar").read_bytes()),
@@ -550,6 +564,9 @@ a dead link among pictures | explain {}/[1]{a} circle --out {}/maps.v2 | prints 
 overlays of a kind that is not written | explain {}/red.png circle --out {}/heat.tif | heat.tif.* is a .png file
 scores with a picture's name | Explain --json {}/red.png | red.png: what is written there is a .json file
 maps with a checkpoint's name | Explain --npz {}/other.safetensors | is a .npz file; name it other.npz
+one picture by several ways | explain {}/**/**/*.tif circle --out {}/maps.v2 | prints maps.v2/new.png
+an overlay beyond its kind | explain {}/[1]{a} circle --bare --out {}/o.webp --json {}/o.json | o-long.webp cannot be drawn .*16383 pixels.; name a .png
+a path of 10,000 characters | explain "{long}" circle | .*: File name too long
 pictures of one name | explain {}/**/red.* circle --out {}/maps.v2 | prints 1.{a}-red-jpg.png.*red-png.png
 a folder in brackets and braces | explain {}/[1]{a}/*.jpg circle --out {}/out.png | prints out.png
 an output that begins with a tilde | explain {}/red.png circle --out ~out.png | prints ~out.png
@@ -609,6 +626,7 @@ weights in a container of one's own | Explain --pretrained {}/own.pt | prints ou
 weights with others beside them | Explain --pretrained {}/more.pt | prints out.png.*1 weights lie outside .* .loss.scale
 weights with another suffix | Explain --pretrained {}/other.bin | prints out.png
 weights in shards | Explain --pretrained {}/shards | prints out.png
+weights in shards in folders | Explain --pretrained {}/shards | prints out.png
 weights of which a shard is gone | Explain --pretrained {}/shards | names 2 files; not there: 1.safetensors; get the folder
 statistics in words | Explain --pretrained {}/shards | open_clip_config.json: mean and std of its preprocessing are not three
 statistics of 8 bits | Explain --pretrained {}/shards | not three numbers of 0 to 1 each, std above 0
@@ -709,10 +727,11 @@ COCO: run lengths that are none | Coco | it has no counts
 COCO: run lengths that are true | Coco | its run lengths are not whole numbers
 COCO: a mask that is a word | Coco | boxes alone cannot be scored
 COCO: a point that is true | Coco | a polygon has a point that is no number
-COCO: a file in place of its folder | Train coco:{}/red.png | red.png: a file is in the way of a folder; name
+COCO: a file in place of its folder | Train coco:{}/red.png | no captions at .*red.png/annotations.*; of coco: .* give the folder that holds annotations
 COCO: a caption that is a number | Train coco:{}/coco | captions_val2017.json .* caption of annotations.0. is 7, not a text
 COCO: a picture that is a number | Train coco:{}/coco | captions_val2017.json .* file_name of images.0. is 7, not a word
 COCO: captions of an image that is true | Train coco:{}/coco | image_id of annotations.0. is True, not
+COCO: pictures with their folder | Coco | val2017/val2017/0*1.jpg is missing. Expected
 COCO: an image that is gone | Coco | \.jpg is missing
 COCO: a byte order mark | Coco | prints coco2017 clip: mIoU .* 4 images
 COCO: a list twice | Coco | not a complete COCO file: the name 'annotations' is there twice
@@ -762,7 +781,8 @@ a key twice in a shard | Train web:{}/twice.tar | prints 4 pairs
 two pictures under one key | Train web:{}/both.tar | prints 2 pairs.*1 of 3 pairs were skipped: 1 with several pictures .3 of both
 a shard with more of each key | Train web:{}/more.tar | prints 2 pairs
 a shard with captions elsewhere | Train web:{}/cls.tar | 2 with an empty caption .*; of a shard the .txt, or the field caption
-shards that are compressed | Train web:{}/shards | prints 6 pairs
+shards that are compressed | Train web:{}/shards | prints 6 pairs.*left out, no tars by their names: 4 .0.safetensors
+a shard with names that are not UTF-8 | Train web:{}/names.tar | prints 2 pairs
 a shard with links to its files | Train web:{}/links.tar | prints 3 pairs
 a shard of pictures, then captions | Train web:{}/apart.tar | no image of apart.tar could be read: 2 with an empty caption .*beside a picture of its name
 zeros in a shard | Train web:{}/zeros.tar | zeros.tar is not a whole tar file .another archive or more files behind zeros
@@ -790,6 +810,8 @@ a profile of nobody's | reproduce --profile ~nobody/mine.yaml | no profile '~nob
 a profile's name of 10,000 characters | reproduce --profile "{long}" | no profile 'circle .*'; there are demo
 a setting of another kind | reproduce --set networks=3 | lists of names, not 3
 a setting whole and in parts | reproduce --set training=5 --set training.epochs=3 | --set cannot give 'training.epochs'
+a setting twice | Evaluate --datasets scenes --set limit=2 --set limit=3 | --set cannot give 'limit'
+a setting and its option | Evaluate --datasets scenes --limit 2 --set limit=3 | --set cannot give 'limit'; it takes .* once
 a setting that is an option | reproduce --set out=3 | --set cannot give 'out'
 a setting that is none | reproduce --set "{long}=1" | a profile has no parameter 'circle .*'; there are networks
 a dataset of 10,000 characters | reproduce --datasets "{long}" | no dataset 'circle .*'; there are voc2012

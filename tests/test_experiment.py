@@ -36,8 +36,8 @@ def test_a_profile_may_be_a_file_of_ones_own(tmp_path):
     path.write_text(DEMO.read_text().replace("seed: 0", "seed: 7"))
     run = eclip.load_profile(path)
     assert (run.name, run.seed) == ("mine", 7) and run.out.name == "mine"
-    with pytest.raises(ValueError, match="a profile of your own needs a name of its own; demo is the"):
-        eclip.load_profile(path.rename(tmp_path / "demo.yaml"))
+    with pytest.raises(ValueError, match="a profile of your own needs a name of its own; Demo is the"):
+        eclip.load_profile(path.rename(tmp_path / "Demo.yaml"))  # on many a disk runs/Demo is runs/demo
 
 
 MISTAKES = {

@@ -183,6 +183,15 @@ def test_a_folder_of_all_sorts_loses_nothing(photos):
     assert content(photos) == before
 
 
+def test_an_overlay_that_cannot_be_drawn_costs_no_other(photos):
+    Image.new("RGB", (16384, 2)).save(photos / "photo00.png")  # a pixel more than a WebP holds
+    more = ["--json", photos / "s.json", "--npz", photos / "m.npz"]
+    result = run(photos, TEXTS[0], "--bare", "--out", photos / "o.webp", *more)
+    assert "o-photo00.webp cannot be drawn" in str(result.exception)
+    assert sorted(path.name for path in photos.glob("*.webp")) == ["o-photo0.webp", "o-photo1.webp"]
+    assert len(json.loads((photos / "s.json").read_text())) == 3 and len(np.load(photos / "m.npz")) == 7
+
+
 def test_pictures_called_as_arrays_are(photos, monkeypatch):
     monkeypatch.chdir(photos)
     for name in ("file", "texts"):

@@ -1,9 +1,11 @@
 """The runner: order, skipping, failures, and what it leaves behind, on tiny notebooks made for it."""
 
+import asyncio
 import io
 import json
 import os
 import re
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -241,6 +243,21 @@ def test_a_process_does_not_wait_for_a_bar_that_was_held_when_it_was_forked():
         finally:
             for process in processes._processes.values():
                 process.kill()
+
+
+def handle_a_signal():
+    """As the execution of a notebook does."""
+    loop = asyncio.new_event_loop()
+    loop.add_signal_handler(signal.SIGINT, print), loop.remove_signal_handler(signal.SIGINT)
+    loop.close()
+
+
+def test_a_process_ends_at_ctrl_c_without_a_word(capfd):
+    processes = ProcessPoolExecutor(1, get_context("fork"), progress.begun, [os.getpid()])
+    processes.submit(handle_a_signal).result(timeout=60)
+    (process,) = processes._processes.values()
+    os.kill(process.pid, signal.SIGINT), process.join(60)
+    assert process.exitcode and not capfd.readouterr().err
 
 
 def test_promotion_copies_tables_pairs_the_report_and_where_they_come_from(finished, house):

@@ -35,7 +35,8 @@ def sentence(error):
         file = next((place for place in [*reversed(path.parents), path] if place.is_file()), path)
         return f"{file}: a file is in the way of a folder; name another place"
     if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | os.PathLike):
-        return f"{error.filename}: {error.strerror}"
+        name = re.sub("(?s)^(.{120}).{30,}(.{120})$", r"\1…\2", str(error.filename))
+        return f"{name}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
         return line if len(line) < 300 else re.sub(r"(\S{30})\S{40,}(\S{30})", r"\1…\2", line)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -70,11 +70,14 @@ def _draw(view, places, about, bare, colormap, alpha):
     for place, heat in zip(places, itertools.chain(*view.maps.values()) if bare else [None], strict=True):
         kind = place.suffix.lstrip(".").lower().replace("jpg", "jpeg")
         marked, drawn = _marked(kind, about), io.BytesIO()  # Pillow takes a full disk for a written file
-        if bare:
-            blended = plots.blended(view.image, heat, colormap, alpha)
-            blended.save(drawn, kind, quality=95, **marked["pil_kwargs"])
-        else:
-            view.save(drawn, kind, colormap, alpha, **marked)
+        try:
+            if bare:
+                blended = plots.blended(view.image, heat, colormap, alpha)
+                blended.save(drawn, kind, quality=95, **marked["pil_kwargs"])
+            else:
+                view.save(drawn, kind, colormap, alpha, **marked)
+        except (ValueError, OSError) as error:  # a WebP's sides end at 16383 pixels, a JPEG's at 65500
+            raise ValueError(f"{place} cannot be drawn ({error}); name a .png") from error
         files.write(place, drawn.getvalue())
 
 
@@ -149,7 +152,7 @@ def run(
     """What the command does: overlays of every picture, scores as JSON, maps as npz -> the overlays' paths.
 
     method: one or several, separated by commas. A PNG that the same picture, texts, weights, methods and look
-    made is not made again (with `npz` its maps are). A picture that cannot be read does not cost the others:
+    made is not made again (with `npz` its maps are). A picture that cannot be read or drawn does not cost the others:
     it is named in a ValueError at the end, when all else is written."""
     require_texts(texts)
     _require_look(alpha, colormap, batch_size)
@@ -181,12 +184,15 @@ def run(
             broken[path] = view
             continue
         scores[path] = [round(float(cosine), 6) for cosine in view.cosines]
-        if path not in made:
-            about = {"key": keys[path], "cosines": scores[path]}
-            _draw(view, places[path], about, bare, colormap, alpha)
-            made[path] = places[path]
         if npz:
             arrays |= view.arrays(os.fsencode(path).decode("utf-8", "backslashreplace"))
+        if path not in made:
+            about = {"key": keys[path], "cosines": scores[path]}
+            try:
+                _draw(view, places[path], about, bare, colormap, alpha)
+                made[path] = places[path]
+            except ValueError as error:
+                broken[path] = error
     if json and scores:
         every = {str(path): dict(zip(texts, scores[path], strict=True)) for path in paths if path in scores}
         files.write(json, files.as_json(every))

@@ -63,15 +63,16 @@ def with_settings(command):
         settings = {name: given.pop(name) for name in every}
         words = settings.pop("set") or []
         typed = {name: value for name, value in settings.items() if value is not None}
-        return command(**given, settings=typed | _set(words))
+        return command(**given, settings=typed | _set(words, **typed))
 
     parsed.__signature__ = inspect.Signature([*own, *options])
     parsed.__annotations__ = {p.name: p.annotation for p in [*own, *options]}
     return parsed
 
 
-def _set(words):
-    """["trainings=2", "training.epochs=3"] -> {"trainings": 2, "training": {"epochs": 3}}."""
+def _set(words, **typed):
+    """["trainings=2", "training.epochs=3"] -> {"trainings": 2, "training": {"epochs": 3}}. typed: settings
+    that were given by options of their own. Raises ValueError where one is given twice."""
     found = {}
     for word in words:
         name, mark, value = word.partition("=")
@@ -82,7 +83,9 @@ def _set(words):
             value = yaml.safe_load(value)
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"--set {files.few([word])!r}: the value is not readable YAML") from error
-        if outer in ("out", "part", "dropped") or (inner and not isinstance(found.get(outer, {}), dict)):
+        known = (typed | found).get(outer, {})
+        twice = not isinstance(known, dict) or (inner in known if inner else bool(known))
+        if outer in ("out", "part", "dropped") or twice:
             said = f"--set cannot give {files.few([name])!r}"
             raise ValueError(f"{said}; it takes a setting of the profile, once")
         found[outer] = found.get(outer, {}) | {inner: value} if inner else value

@@ -64,8 +64,9 @@ class Dataset(Sequence):
         there = next((place for place in (path, *path.parents) if place.exists()), path)
         wrong = f"{there} is no {'file' if there.is_dir() else 'folder'}"
         said = f"{self.name}: {wrong if there.is_file() or path.exists() else f'{path} is missing'}"
-        rest, around = path.relative_to(there), [*there.parents[:2]]
-        around += sorted(there.glob("*"))
+        rest = path.relative_to(there)
+        # folders lie below the root that was meant; the files that a list names may lie anywhere
+        around = [*there.parents[:2], *sorted(there.glob("*"))] if is_there == Path.is_dir else []
         holds = [place for place in around if rest.parts and os.path.exists(place / rest)]
         other = f", but {holds[0]} has it: name that" if holds else ""
         raise FileNotFoundError(
@@ -179,7 +180,8 @@ def _eight_bits(image, kind, name, tags):
     would clip, and goes neither by a TIFF's 12 bits nor by its white of 0."""
     values = np.asarray(image, dtype=np.float64)
     low, high = values.min(), values.max()
-    sixteen = image.mode.startswith("I;16") or kind == "PNG"  # a PNG has no more
+    # more have neither of the two, whose 16 bits Pillow may call "I"
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
     most = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
     top = most if sixteen else 1 if image.mode == "F" and high <= 1 else 255 if high <= 255 else 65535
     if not (low >= 0 and high <= top):  # false for nan as well

@@ -144,6 +144,9 @@ class CocoPairs(_Listed):
 
     def __init__(self, root, split="val2017", size=1000):
         path = Path(root, "annotations", f"captions_{split}.json")
+        if not path.is_file():
+            said = f"no captions at {path}; of coco: and coco-train: give the folder that holds annotations/"
+            raise FileNotFoundError(f"{said} and the pictures' {split}/")
         document = read_annotations(path, CAPTIONS)
         names = {image["id"]: image["file_name"] for image in document["images"]}
         found = [a for a in document["annotations"] if a["image_id"] in names]

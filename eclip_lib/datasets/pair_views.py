@@ -61,7 +61,8 @@ class PairViews(Dataset):
 
     def __getitem__(self, index):
         key, payload, caption = self.items[index]
-        number = int.from_bytes(hashlib.sha256(f"{self.seed} {key} {self.view}".encode()).digest()[:4], "big")
+        word = f"{self.seed} {key} {self.view}".encode("utf-8", "surrogateescape")  # a tar's names are bytes
+        number = int.from_bytes(hashlib.sha256(word).digest()[:4], "big")
         random.seed(number), np.random.seed(number)
         torch.default_generator.manual_seed(number)  # `torch.manual_seed` formats a traceback for each device
         try:

@@ -85,7 +85,11 @@ class WebPairs:
 
     def __init__(self, pattern):
         if (folder := files.place(pattern)).is_dir():
-            found = {"": [path for path in folder.iterdir() if TAR.search(path.name)]}
+            inside = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+            found = {"": [path for path in inside if TAR.search(path.name)]}
+            if others := [path.name for path in inside if path not in found[""]]:
+                said = f"left out, no tars by their names: {len(others)} ({files.few(others)})"
+                warnings.warn(f"{folder}: {said}", stacklevel=2)
         else:
             found = files.matching(pattern, _expanded)
         paths = sorted(str(path) for some in found.values() for path in some if path.name[:2] != "._")
@@ -94,7 +98,9 @@ class WebPairs:
         if gone:
             warnings.warn(f"{len(gone)} of {len(found)} tars are not there: {files.few(gone)}", stacklevel=2)
         # by its own path alone, so that one tar more renames none
-        self.names = [f"{Path(part).stem}-{files.digest(part.encode())[:6]}" for part in self.parts]
+        stems = [os.fsencode(Path(part).stem).decode(errors="replace")[:50] for part in self.parts]
+        digests = [files.digest(os.fsencode(part))[:6] for part in self.parts]
+        self.names = [f"{stem}-{number}" for stem, number in zip(stems, digests, strict=True)]
         folders = sorted({str(Path(part).parent) for part in self.parts})
         self.about = {"source": "webdataset", "folder": ", ".join(folders)}
         self.cut: dict = {}  # a part: so many of its pairs

@@ -75,7 +75,7 @@ def _parts(path):
     shards = inside(files.read_json(path), "weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise ValueError(f"{path} is no index of a checkpoint's shards; get it again")
-    parts = [path.with_name(name) for name in sorted(set(shards.values()))]
+    parts = [path.parent / name for name in sorted(set(shards.values()))]
     if gone := [part.name for part in parts if not part.is_file()]:
         raise FileNotFoundError(
             f"{path} names {len(parts)} files; not there: {files.few(gone)}; get the folder again"

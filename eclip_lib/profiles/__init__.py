@@ -92,7 +92,7 @@ def read_settings(profile, parameters):
     if not os.path.isfile(path):  # False for what no file can be called
         said = f"no profile {files.few([profile])!r}; there are {', '.join(SHIPPED)}"
         raise FileNotFoundError(f"{said}, or give the path of a YAML file")
-    if path.stem in SHIPPED and str(profile) not in SHIPPED:
+    if path.stem.casefold() in SHIPPED and str(profile) not in SHIPPED:
         said = f"{path}: a profile of your own needs a name of its own"
         raise ValueError(f"{said}; {path.stem} is the repository's")
     before, known = _read(path), [*Profile.model_fields, "out", "part", "dropped"]
