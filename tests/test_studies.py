@@ -395,7 +395,9 @@ def test_controls_tell_a_map_of_the_text_from_a_map_of_any_object(run, clip):
         {"dataset": "a", "network": "x", "method": ["clip", "eclip"], "mIoU": [20.0, 40.0]}
     )
     said = controls.verdict(table.reset_index(), bars, measured)
-    assert "a: centre knows no text and reaches 30.0 mIoU; above it: ECLIP on x; not: CLIP on x" in said
+    assert (
+        "a: centre knows no text and reaches 30.0 mIoU; above it in all networks ECLIP; in none CLIP" in said
+    )
     flow = (
         measured.assign(method="rollout").head(1),
         table.loc[["any"]].reset_index().replace("any", "rollout"),
@@ -403,7 +405,12 @@ def test_controls_tell_a_map_of_the_text_from_a_map_of_any_object(run, clip):
     said = controls.verdict(pd.concat([table.reset_index(), flow[1]]), bars, pd.concat([measured, flow[0]]))
     assert "rollout knows no text, and sets the named object +0.0 against the others" in said
     assert "by mIoU, of 1 cases: none" in said
-    assert "any: the contrast hangs on the text in 0 of 1 cases" in said
+    assert (
+        "follows the text (the object is higher than in an absent class's map): in all cases named; in none any"
+        in said
+    )
+    half = pd.concat([table.reset_index(), table.reset_index().assign(text_low=-1)])
+    assert "class's map): of the rest named in 1 of 2; in none any" in controls.verdict(half, bars, measured)
 
 
 def test_a_text_free_map_is_the_same_for_every_text(clip):
@@ -423,8 +430,11 @@ def test_what_a_finer_grid_costs_is_paired_over_images(run):
     assert found.loc["bi_model", ["less_than_eclip", "less_than_eclip_low"]].tolist() == pytest.approx(
         [30] * 2
     )
-    said = "Bi-Model changes by -20.0 [-20.0, -20.0] mIoU and -20.0 [-20.0, -20.0] mSC on a"
+    said = "from the coarse to the fine grid mIoU rises for ECLIP; falls for Bi-Model"
     assert said in benchmarks.finer_in_words(found.reset_index())
+    two = pd.concat([found.reset_index(), (-found.select_dtypes(float)).assign(method=found.index)])
+    said = benchmarks.finer_in_words(two)
+    assert said.startswith("from the coarse to the fine grid mIoU neither, or not on every dataset, for ")
     assert benchmarks.finer_grid(run, rows[rows["network"] == "c"]).empty
 
 
@@ -432,6 +442,8 @@ def test_the_best_method_is_told_by_both_measures():
     table = pd.DataFrame({"method": ["clip", "eclip", "bi_model"], "mIoU": [10, 40, 50], "mSC": [-9, 30, 20]})
     said = benchmarks.best_in_words(table.assign(dataset="a", network="n"))
     assert said == "a, n: best by mIoU Bi-Model 50.0, then ECLIP 40.0; by mSC ECLIP 30.0, then Bi-Model 20.0"
+    last = table.assign(dataset="a", network="n", mIoU=[60, 40, 50])
+    assert "then Bi-Model 50.0 (ECLIP is number 3 of 3); by mSC" in benchmarks.best_in_words(last)
     alone = table.head(1).assign(dataset="a", network="n", mSC=np.nan)
     assert benchmarks.best_in_words(alone) == "a, n: best by mIoU CLIP 10.0; by mSC no method"
 
@@ -467,7 +479,15 @@ def test_masks_and_augmentation_are_judged_by_their_trainings():
     seeds = pd.DataFrame(
         {"network": [*"nnnmmm"], "mIoU": 1.0, "mSC": [30, 31, 32, -9, 9, 30], "dataset": "a"}
     )
-    said = mmp_training.verdict(gained, seeds, {"n": True, "m": False}, views)
+    untrained, learned = (
+        pd.DataFrame({"mSC_min": [1, -3], "mSC_max": [5, 2]}),
+        pd.DataFrame({"mSC_low": [1, -2], "mSC_high": [3, 2]}),
+    )
+    said = mmp_training.verdict(gained, seeds, untrained, learned, {"n": True, "m": False}, views)
+    assert (
+        "at random, every pair's mSC is above 0 in 1 of 2 cases (datasets and networks), below in 0" in said
+    )
+    assert "training adds to it in 1, by Student's t, takes from it in 0; 1 open" in said
     assert "once against pictures as they are: +10.0 mIoU" in said
     assert "Over 3 trainings of the pair, by Student's t, ECLIP's mSC is above 0 in 1 of 2 cases" in said
     assert "mIoU, of its first training, lies above CLIP's in 2 of 2 cases" in said

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..evaluation import batches, bootstrap, class_mean, gains, grouped, interval, prompts, spread
+from ..evaluation import batches, bootstrap, class_mean, counts, gains, grouped, interval, prompts, spread
 from ..evaluation import table as summary_table
 from ..evaluation.statistics import VALUES
 from ..explainers import Shared, about, explainer, maps, named
@@ -72,7 +72,9 @@ def best_in_words(measured):
         for value in VALUES:
             best = part.set_index("method")[value].dropna().nlargest(2)
             words = ", then ".join(f"{named(method)} {number:.1f}" for method, number in best.items())
-            said.append(f"{value} {words or 'no method'}")
+            place = part.set_index("method")[value].rank(ascending=False).get("eclip", 1)
+            behind = f" (ECLIP is number {place:.0f} of {part[value].count()})" if place > 2 else ""
+            said.append(f"{value} {words or 'no method'}{behind}")
         lines.append(f"{name}, {network}: best by {'; by '.join(said)}")
     return "\n".join(lines)
 
@@ -113,13 +115,16 @@ def finer_grid(run, rows):
 
 
 def finer_in_words(found):
-    """`finer_grid`: one sentence a method."""
+    """`finer_grid`: whose mIoU and mSC rise, and whose fall, on every dataset; two sentences."""
     lines = []
-    for method, part in found.groupby("method", sort=False):
-        said = "{mIoU:+.1f} [{mIoU_low:.1f}, {mIoU_high:.1f}] mIoU and "
-        said += "{mSC:+.1f} [{mSC_low:.1f}, {mSC_high:.1f}] mSC on {dataset}"
-        each = ", ".join(said.format(**row) for _, row in part.iterrows())
-        lines.append(f"{named(method)} changes by {each} from the coarse to the fine grid")
+    for value in VALUES:
+        sides = {"rises for": [], "falls for": [], "neither, or not on every dataset, for": []}
+        for method, part in found.groupby("method", sort=False):
+            up, _, down = counts(part, value)
+            side = "rises for" if up == len(part) else "falls for" if down == len(part) else [*sides][-1]
+            sides[side].append(named(method))
+        said = "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
+        lines.append(f"from the coarse to the fine grid {value} {said}")
     return "\n".join(lines)
 
 

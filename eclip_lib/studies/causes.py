@@ -128,7 +128,7 @@ def what_in_words(what):
     for (dataset, network), part in what.groupby(["dataset", "network"], sort=False):
         n, said = len(part), []
         for column, words in (
-            ("own", "the map is opposite in {} of {}, as one expects in {}"),
+            ("own", "the map is opposite in {} of {}, the other way round in {}"),
             ("absent", "the map of an absent class is lower on the object in {} of {}, higher in {}"),
             ("text", "the named object is lower than in an absent class's map in {} of {}, higher in {}"),
             ("against_others", "lower than the image's other objects in {} of {}, higher in {}"),

@@ -119,28 +119,32 @@ def baseline_table(run, clip):
 def verdict(controls, baselines, measured):
     """What the controls say, sentences computed from the tables. measured: mIoU of every method, one line a
     dataset, network and method."""
-    lines, floor = [], controls.loc[controls["method"] == ROLLOUT, "against_others"].mean()
-    for method, part in controls[controls["method"] != ROLLOUT].groupby("method", sort=False):
-        text, _, worse = counts(part, "text")
-        said = f"the contrast hangs on the text in {text} of {len(part)} cases (opposite in {worse})"
-        own, absent, others = (part[value].mean() for value in ("own", "absent", "against_others"))
-        said += f"; of {own:+.1f} the map of an absent class keeps {absent:+.1f}"
-        above = f"above the image's other objects in {counts(part, 'against_others')[0]}, by {others:+.1f}"
-        lines.append(f"{named(method)}: {said}; the named object {above}")
+    lines, methods = [], controls[controls["method"] != ROLLOUT].groupby("method", sort=False)
+    for column, said in (
+        ("text", "the map follows the text (the object is higher than in an absent class's map)"),
+        ("against_others", "the named object is higher than the image's other objects"),
+    ):
+        found = {name: (counts(part, column)[0], len(part)) for name, part in methods}
+        lines.append(f"{said}: {_in_all_or_none(found)}")
+    floor = controls.loc[controls["method"] == ROLLOUT, "against_others"].mean()
     if not np.isnan(floor):
         said = f"{named(ROLLOUT)} knows no text, and sets the named object {floor:+.1f} against the others"
         lines.append(f"{said}: as much comes from its size and place alone")
-    best = baselines.sort_values("mIoU").groupby("dataset").last()
-    for name, bar in best.iterrows():
+    for name, bar in baselines.sort_values("mIoU").groupby("dataset").last().iterrows():
         here = measured[(measured["dataset"] == name) & (measured["method"] != ROLLOUT)]
-        above = here["mIoU"] > bar["mIoU"]
-        sides = []
-        for part in (here[above], here[~above]):
-            who = part.groupby("method", sort=False)["network"].agg(" and ".join)
-            sides.append(", ".join(f"{named(m)} on {n}" for m, n in who.items()) or "none")
-        said = f"{bar['method']} knows no text and reaches {bar['mIoU']:.1f} mIoU"
-        lines.append(f"{name}: {said}; above it: {sides[0]}; not: {sides[1]}")
+        above = (here["mIoU"] > bar["mIoU"]).groupby(here["method"], sort=False)
+        said = f"{name}: {bar['method']} knows no text and reaches {bar['mIoU']:.1f} mIoU; above it"
+        lines.append(f"{said} {_in_all_or_none(above.agg(['sum', 'size']).T.to_dict('list'), 'networks')}")
     return "\n".join([*lines, *_beside_rollout(measured)])
+
+
+def _in_all_or_none(found, of="cases"):
+    """{method: (in how many something holds, of how many)} in words, methods together."""
+    full = {name for name, (n, every) in found.items() if n == every}
+    some = [f"{named(name)} in {n} of {every}" for name, (n, every) in found.items() if 0 < n < every]
+    sides = {f"in all {of}": [named(name) for name in found if name in full], "of the rest": some}
+    sides["in none"] = [named(name) for name, (n, _) in found.items() if not n]
+    return "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
 
 
 def _beside_rollout(measured):

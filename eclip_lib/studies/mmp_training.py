@@ -44,12 +44,13 @@ def recognition(run, clip, after=None, name=None):
     return tuple(run.once("recognition", about, measure).iloc[0])
 
 
-def verdict(gained, seeds, same, views=None):
+def verdict(gained, seeds, untrained, learned, same, views=None):
     """What ECLIP changes, what it leaves as it was, and what augmentation does to it: sentences computed from
     the tables.
 
-    gained: over CLIP, intervals over images. seeds: a line a training of the pair. same: {network: whether
-    CLIP's recognition scores are the same bytes after training}."""
+    gained: over CLIP, intervals over images. seeds: a line a training of the pair. untrained: `over_trainings`
+    of the pairs before their first step; learned: what training adds to them. same: {network: whether CLIP's
+    recognition scores are the same bytes after training}."""
     over, of = over_clips(seeds), f"of {len(gained)} cases (datasets and networks"
     (up, open_, down), many = counts(over, "mSC"), int(over["trainings"].min())
     lines = [
@@ -60,6 +61,12 @@ def verdict(gained, seeds, same, views=None):
         more, even, less = counts(gained, measure)
         said = f"ECLIP's {measure}, of its first training, lies above CLIP's in {more} {of}, over images)"
         lines.append(f"{said}, below in {less}; {even} open.")
+    right, wrong = (untrained["mSC_min"] > 0).sum(), (untrained["mSC_max"] < 0).sum()
+    more, even, less = counts(learned, "mSC")
+    lines.append(
+        f"Before its first step, at random, every pair's mSC is above 0 in {right} {of}), below in {wrong}; "
+        f"training adds to it in {more}, by Student's t, takes from it in {less}; {even} open."
+    )
     turned = (over["mSC_low"] > 0).groupby(over["network"]).all()
     kept = (
         f"recognition, the scores of the class token, is bit-identical in {sum(same.values())} of {len(same)}"
