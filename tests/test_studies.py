@@ -465,9 +465,12 @@ def test_masks_and_augmentation_are_judged_by_their_trainings():
     assert said.startswith(
         "The map is as one expects, mSC above 0 in every training: max 1 of 1, average 0 of 1."
     )
-    assert "So is it the pooling? By these trainings it is not everywhere: max pooling raises mSC" in said
+    assert "So is it the pooling? By these trainings open: max pooling raises mSC" in said
+    for ends, answer in ((1, 2), "yes"), ((-2, -1), "it is not"):
+        told = pooling_ablation.is_it_the_pooling(steps.assign(mSC_low=ends[0], mSC_high=ends[1]))
+        assert f"By these trainings {answer}: max" in told
     said_open = pooling_ablation.is_it_the_pooling(steps.assign(mSC_low=-1))
-    assert "that stays open: max pooling raises mSC" in said_open and "2 undecided" in said_open
+    assert "By these trainings open: max pooling raises mSC" in said_open and "2 undecided" in said_open
     assert "needs" not in pooling_ablation.verdict(seeds, steps.assign(mSC_low=1), masks.head(0))
     best = "The best of those that need no ground truth is max, mask: CLIP's own."
     assert "n, mIoU, mean over datasets" in said and best in said

@@ -145,7 +145,7 @@ def _gradio():
     except ImportError as error:
         said = f"the page needs gradio ({error})"
         raise ValueError(
-            f"{said}: give it an environment of its own, pip install -e '.[app]' in a clone, or 'eclip-lib[app]'"
+            f"{said}: in an environment of its own pip install -e '.[app]' in a clone, or 'eclip-lib[app]'"
         ) from error
     return gradio
 

@@ -152,8 +152,8 @@ def run(
     """What the command does: overlays of every picture, scores as JSON, maps as npz -> the overlays' paths.
 
     method: one or several, separated by commas. A PNG that the same picture, texts, weights, methods and look
-    made is not made again (with `npz` its maps are). A picture that cannot be read or drawn does not cost the others:
-    it is named in a ValueError at the end, when all else is written."""
+    made is not made again (with `npz` its maps are). A picture that cannot be read or drawn does not cost the
+    others: it is named in a ValueError at the end, when all else is written."""
     require_texts(texts)
     _require_look(alpha, colormap, batch_size)
     paths, methods = pictures(photo), files.names(method, "--method")

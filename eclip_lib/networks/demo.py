@@ -81,7 +81,7 @@ def require(network):
     """Raise FileNotFoundError where a demo network is asked for and there is no clone with its models."""
     if network in [*NETWORKS, *ATTENTIONS] and not MERGES.exists():
         raise FileNotFoundError(
-            f"{network} comes with a clone of the repository, whose data/demo holds it, not with the package: "
+            f"{network} comes with a clone of the repository (data/demo), not with the package: "
             "pip install -e . in the clone"
         )
 

@@ -157,8 +157,8 @@ def _conclusions(means, gains):
 
 
 def pairs_in_words(rows):
-    """In how many trainings the map of a new pair is as one expects (mSC above 0 on every dataset), by pool and
-    pooling."""
+    """In how many trainings the map of a new pair is as one expects (mSC above 0 on every dataset), by pool
+    and pooling."""
     columns = [name for name in rows if name.startswith("pair_") and name.endswith("_mSC")]
     words = {name: name.removeprefix("pair_").removesuffix("_mSC") for name in columns}
     return _counted(

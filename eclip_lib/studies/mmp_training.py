@@ -48,9 +48,9 @@ def verdict(gained, seeds, untrained, learned, same, views=None):
     """What ECLIP changes, what it leaves as it was, and what augmentation does to it: sentences computed from
     the tables.
 
-    gained: over CLIP, intervals over images. seeds: a line a training of the pair. untrained: `over_trainings`
-    of the pairs before their first step; learned: what training adds to them. same: {network: whether CLIP's
-    recognition scores are the same bytes after training}."""
+    gained: over CLIP, intervals over images. seeds: a line a training of the pair. untrained:
+    `over_trainings` of the pairs before their first step; learned: what training adds to them. same:
+    {network: whether CLIP's recognition scores are the same bytes after training}."""
     over, of = over_clips(seeds), f"of {len(gained)} cases (datasets and networks"
     (up, open_, down), many = counts(over, "mSC"), int(over["trainings"].min())
     lines = [

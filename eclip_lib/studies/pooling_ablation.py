@@ -134,10 +134,8 @@ def is_it_the_pooling(steps):
     up, open_, down = counts(part, "mSC")
     said = f"max pooling raises mSC over attention and average pooling in {up} of {len(part)} comparisons"
     said += f", lowers it in {down}, {open_} undecided"
-    answer = (
-        "it is" if len(part) and up == len(part) else "it is not everywhere" if up > down else "it is not"
-    )
-    answer = answer if up or down else "that stays open"
+    answer = "not everywhere" if up > down else "it is not"
+    answer = answer if down else "yes" if up == len(part) else "mostly" if 3 * up >= 2 * len(part) else "open"
     return f"So is it the pooling? By these trainings {answer}: {said}."
 
 

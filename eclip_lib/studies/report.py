@@ -80,7 +80,8 @@ def report(verdicts, world, figures, facts):
 
 
 STYLE = "body{font:16px sans-serif;max-width:72em;margin:2em auto}table{border-collapse:collapse}"
-STYLE += "td,th{border:1px solid #ccc;padding:.3em;vertical-align:top}img{max-width:100%}.anchor-link{display:none}"
+STYLE += "td,th{border:1px solid #ccc;padding:.3em;vertical-align:top}"
+STYLE += "img{max-width:100%}.anchor-link{display:none}"
 
 
 def write_report(run, text):
