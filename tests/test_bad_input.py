@@ -810,6 +810,7 @@ a profile of nobody's | reproduce --profile ~nobody/mine.yaml | no profile '~nob
 a profile's name of 10,000 characters | reproduce --profile "{long}" | no profile 'circle .*'; there are demo
 a setting of another kind | reproduce --set networks=3 | lists of names, not 3
 a setting whole and in parts | reproduce --set training=5 --set training.epochs=3 | --set cannot give 'training.epochs'
+a setting of nothing | Evaluate --datasets scenes --set limit=null | --set limit=null: null leaves a setting as the profile
 a setting twice | Evaluate --datasets scenes --set limit=2 --set limit=3 | --set cannot give 'limit'
 a setting and its option | Evaluate --datasets scenes --limit 2 --set limit=3 | --set cannot give 'limit'; it takes .* once
 a setting that is an option | reproduce --set out=3 | --set cannot give 'out'

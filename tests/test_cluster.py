@@ -96,6 +96,12 @@ def test_parts_that_always_fail_are_named_and_stop_nothing(alone, tmp_path):
     }
 
 
+def test_where_no_part_could_be_made_the_reason_of_the_first_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "scatter", lambda *_: ["part 0 was not made: why"])
+    with pytest.raises(ValueError, match="part 0 was not made: why"):
+        cluster.cache_features(load, ScenePairs(count=8, size=8), tmp_path)
+
+
 def test_evaluation_in_parts_equals_one_pass(tmp_path):
     def load(method="clip", **options):
         clip = eclip.load_clip("scenes-ViT-32", **options)

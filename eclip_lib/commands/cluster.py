@@ -42,8 +42,8 @@ class _Worker:
 
 def scatter(setup, count, done, what, workers, gpus=0):
     """Do the parts 0 to `count` - 1 for which done(number) is false on a pool of Ray workers, `gpus` (a
-    number, or a share) for each, and warn about every part that could not be made. what: names the job in bar
-    and warning."""
+    number, or a share) for each, and warn about every part that could not be made -> what was said of them.
+    what: names the job in bar and warning."""
     try:
         import ray
     except ImportError as error:
@@ -52,7 +52,7 @@ def scatter(setup, count, done, what, workers, gpus=0):
         ) from error
     todo = [number for number in range(count) if not done(number)]
     if not todo:
-        return
+        return []
     if not ray.is_initialized():
         try:
             ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
@@ -67,10 +67,13 @@ def scatter(setup, count, done, what, workers, gpus=0):
         for number in [number for number in todo if number not in errors]:
             if not done(number):
                 _pool(setup, [number], 1, gpus, 0, errors, bar)
+    failed = []
     for number in todo:
         if not done(number):
             why = errors.get(number) or "its worker died each time"
-            warnings.warn(f"{what}: part {number} was not made: {why}", stacklevel=3)
+            failed.append(f"{what}: part {number} was not made: {why}")
+            warnings.warn(failed[-1], stacklevel=3)
+    return failed
 
 
 def _pool(setup, numbers, workers, gpus, retries, errors, bar):
@@ -108,8 +111,8 @@ def cache_features(load, source, folder, pool=2, gpus=0, workers=0, keep=True, *
             return partial(CacheJob(clip, source, folder, masks, **options).make, view=view, workers=workers)
 
         shards = job.views[view]
-        scatter(setup, len(source.parts), shards.done, f"cache {shards.folder}", pool, gpus)
-        return job.finish(view)
+        failed = scatter(setup, len(source.parts), shards.done, f"cache {shards.folder}", pool, gpus)
+        return job.finish(view, failed)
 
     return Cache(job, fill, keep)
 
