@@ -355,9 +355,10 @@ def test_the_longest_begin_first_after_those_that_others_wait_for():
     run = load_profile("demo")
     first, *others = notebooks.in_turn(run, notebooks.notebooks())
     seconds = [notebooks.timed(run)[path.stem] for path in others]
-    assert first.stem == "05_mmp_training" and seconds == sorted(seconds, reverse=True) and seconds[-1] > 0
-    untimed = notebooks.in_turn(load_profile("photos"), notebooks.notebooks())[1:]
-    assert untimed == sorted(untimed)
+    assert first.stem == "05_mmp_training" and min(seconds) > 0
+    last = [path.stem for path in others[-2:]]  # which read the features that 05 makes
+    assert last == sorted(last, key=["03_pooling_ablation", "02_dino_backbone"].index)
+    assert seconds[:-2] == sorted(seconds[:-2], reverse=True)
 
 
 def test_a_whole_run_ends_in_whether_it_agrees():

@@ -84,9 +84,11 @@ def timed(run):
 
 
 def in_turn(run, paths):
-    """Notebooks as they are begun where none waits: those whose pairs others wait for, then the longest."""
+    """Notebooks as they are begun where none waits: those whose pairs others wait for, then those that need
+    no features of pairs, which would be made twice at once or waited for; the longest first."""
     took = timed(run)
-    return sorted(paths, key=lambda path: (not makes_pairs(path), -took.get(path.stem, 0)))
+    turn = lambda path: (not makes_pairs(path), trains(path), -took.get(path.stem, 0))  # noqa: E731
+    return sorted(paths, key=turn)
 
 
 def results_read(run, path):
