@@ -103,8 +103,7 @@ class Run(Results):
                 views or training.views,
                 training.augment if augment == UNCHANGED else augment,
                 self.seed,
-                self.batch_size,
-                self.workers,
+                workers=self.workers,
                 description=f"{clip.network}: {pairs or self.pairs}",
                 keep=keep,
             )

@@ -511,7 +511,7 @@ SPOILT = {  # name of a case: what is done to the place first
     ),
     "shards that are compressed": lambda p: [
         packed(p / "shards" / name, [(f"{k}.{kind}", data) for k in "123" for kind, data in PAIR], mode)
-        for name, mode in {"1.tar.gz": "w:gz", "2.TAR": "w"}.items()
+        for name, mode in {"1.tar.gz": "w:gz", "2.TAR": "w", "3.tar.part": "w"}.items()
     ],
     "a shard with names that are not UTF-8": lambda p: packed(
         p / "names.tar", {f"{k}\udce9.{kind}": data for k in "12" for kind, data in PAIR}
@@ -532,8 +532,9 @@ SPOILT = {  # name of a case: what is done to the place first
     ),
     "zeros in a shard": lambda p: (p / "zeros.tar").write_bytes(bytes(512) + (p / "whole.tar").read_bytes()),
     "weights in shards in folders": lambda p: [
-        (p / "shards" / "0.safetensors").rename(p / "empty" / "0.safetensors"),
-        rewrite(p / "shards" / "model.safetensors.index.json", lambda t: t.replace('"0.', '"../empty/0.')),
+        (p / "shards" / "sub").mkdir(),
+        (p / "shards" / "0.safetensors").rename(p / "shards" / "sub" / "0.safetensors"),
+        rewrite(p / "shards" / "model.safetensors.index.json", lambda t: t.replace('"0.', '"sub/0.')),
     ],
     "weights of which a shard is gone": lambda p: (p / "shards" / "1.safetensors").unlink(),
     "maps over another's arrays": lambda p: np.savez(p / "mine.npz", images=gradient, texts=gradient),
@@ -781,7 +782,7 @@ a key twice in a shard | Train web:{}/twice.tar | prints 4 pairs
 two pictures under one key | Train web:{}/both.tar | prints 2 pairs.*1 of 3 pairs were skipped: 1 with several pictures .3 of both
 a shard with more of each key | Train web:{}/more.tar | prints 2 pairs
 a shard with captions elsewhere | Train web:{}/cls.tar | 2 with an empty caption .*; of a shard the .txt, or the field caption
-shards that are compressed | Train web:{}/shards | prints 6 pairs.*left out, no tars by their names: 4 .0.safetensors
+shards that are compressed | Train web:{}/shards | prints 6 pairs.*left out, no tars by their names: 1 .3.tar.part
 a shard with names that are not UTF-8 | Train web:{}/names.tar | prints 2 pairs
 a shard with links to its files | Train web:{}/links.tar | prints 3 pairs
 a shard of pictures, then captions | Train web:{}/apart.tar | no image of apart.tar could be read: 2 with an empty caption .*beside a picture of its name

@@ -150,12 +150,18 @@ def test_traits_and_pairs_are_counted_by_training():
 @pytest.mark.parametrize(
     "highs, said",
     [
-        ([(-1, -1, -1), (-1, 1, -1)], "does not make them so: all 2 are opposite before any token sees"),
+        (
+            [(-1, -1, -1), (-1, 1, -1)],
+            "is not needed for it: of the maps that are opposite at the end, 2, 2 are so before any token",
+        ),
         (
             [(-1, -1, -1), (1, -1, -1), (-1, -1, 1)],
-            "not the only reason: 1 of the 2 opposite maps are so before",
+            "is not needed for it: of the maps that are opposite at the end, 2, 1 are so before",
         ),
-        ([(1, 1, -1)], "comes with self-attention: none of the 1 is opposite before"),
+        (
+            [(1, 1, -1)],
+            "comes with self-attention: of the maps that are opposite at the end, 1, 0 are so before",
+        ),
         ([(-1, -1, 1)], "no map is opposite at its end"),
     ],
 )

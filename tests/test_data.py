@@ -358,7 +358,7 @@ def test_the_plan_counts_passes_and_what_is_missing(capsys, monkeypatch):
         cli.main()
     assert not done.value.code
     printed = capsys.readouterr().out
-    assert "9 notebooks" in printed and "10 views of each, of which the disk holds one" in printed
+    assert "9 notebooks" in printed and "10 views of each, of which the disk holds one at a time" in printed
     assert "voc2012 (1449 images)" in printed and "eclip data fetch" in printed and "GPU hours" in printed
     assert "GPU" not in forecast.as_text(eclip.load_profile("demo"))
     per_image = forecast.encoder_flops("ViT-B-16")

@@ -68,6 +68,12 @@ def saved(run):
     return {path.name: path.read_text() for path in sorted((run.place / "tables").glob("*.csv"))}
 
 
+def test_nothing_is_identical_where_no_pair_was_trained(tmp_path):
+    given = {"networks": "scenes-ViT-32", "pretrained": "default", "datasets": "scenes", "limit": 3}
+    run = eclip.load_profile("photos", **given, out=tmp_path)
+    assert benchmarks.table_4(run)["identical"].isna().all()
+
+
 def test_networks_side_by_side_add_up_to_the_whole_run(tmp_path, monkeypatch):
     networks = ["scenes-ViT-32", "scenes-RN"]
     small = {"limit": 6, "limit_pairs": 40, "trainings": 1, "workers": 0, "datasets": ["scenes"]}

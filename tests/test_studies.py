@@ -410,7 +410,9 @@ def test_controls_tell_a_map_of_the_text_from_a_map_of_any_object(run, clip):
         in said
     )
     half = pd.concat([table.reset_index(), table.reset_index().assign(text_low=-1)])
-    assert "class's map): of the rest named in 1 of 2; in none any" in controls.verdict(half, bars, measured)
+    assert "class's map): in some named (1 of 2); in none any" in controls.verdict(half, bars, measured)
+    down = table.reset_index().assign(text_low=-2, text_high=-1)
+    assert "lower instead: named in 1 of 1, any in 1 of 1" in controls.verdict(down, bars, measured)
 
 
 def test_a_text_free_map_is_the_same_for_every_text(clip):
@@ -430,11 +432,11 @@ def test_what_a_finer_grid_costs_is_paired_over_images(run):
     assert found.loc["bi_model", ["less_than_eclip", "less_than_eclip_low"]].tolist() == pytest.approx(
         [30] * 2
     )
-    said = "from the coarse to the fine grid mIoU rises for ECLIP; falls for Bi-Model"
+    said = "from the coarse to the fine grid (95 % intervals over images) mIoU rises for ECLIP; falls for Bi-Model"
     assert said in benchmarks.finer_in_words(found.reset_index())
     two = pd.concat([found.reset_index(), (-found.select_dtypes(float)).assign(method=found.index)])
     said = benchmarks.finer_in_words(two)
-    assert said.startswith("from the coarse to the fine grid mIoU neither, or not on every dataset, for ")
+    assert "images) mIoU neither, or not on every dataset, for " in said
     assert benchmarks.finer_grid(run, rows[rows["network"] == "c"]).empty
 
 
@@ -469,6 +471,7 @@ def test_masks_and_augmentation_are_judged_by_their_trainings():
     for ends, answer in ((1, 2), "yes"), ((-2, -1), "it is not"):
         told = pooling_ablation.is_it_the_pooling(steps.assign(mSC_low=ends[0], mSC_high=ends[1]))
         assert f"By these trainings {answer}: max" in told
+    assert "By these trainings open: max" in pooling_ablation.is_it_the_pooling(steps.head(0))
     said_open = pooling_ablation.is_it_the_pooling(steps.assign(mSC_low=-1))
     assert "By these trainings open: max pooling raises mSC" in said_open and "2 undecided" in said_open
     assert "needs" not in pooling_ablation.verdict(seeds, steps.assign(mSC_low=1), masks.head(0))

@@ -80,9 +80,12 @@ def came(run, outcome, minutes):
     """What came of a whole run, in a sentence; a notebook whose tables differ has failed."""
     good = sum(not what.startswith("failed") for what in outcome.values())
     said = f"{good} of {len(outcome)} notebooks complete, in {minutes:.1f} minutes"
-    if run.compared_by or not run.committed("tables", "any").parent.exists():
-        return f"{said}; nothing committed to compare with"
-    return f"{said}; their tables agree with results/{run.name}" if good else said
+    if run.compared_by:
+        return (
+            f"{said}; not compared with results/{run.name}: this run has its own {', '.join(run.compared_by)}"
+        )
+    known = run.committed("tables", "any").parent.exists()
+    return f"{said}; their tables agree with results/{run.name}" if good and known else said
 
 
 def needed(run, wanted):

@@ -178,7 +178,7 @@ def as_text(run, device="cpu"):
         views = run.training.views
         said.append(
             f"{pair_count(run):,} pairs, {'one view' if views == 1 else f'{views} views'} of each"
-            f"{', of which the disk holds one at a time, of one network (GB: of all)' if views > 1 else ''}; "
+            f"{', of which the disk holds one at a time (the GB are of all networks)' if views > 1 else ''}; "
             f"{table['trainings'].iloc[-1]:.0f} trainings of a pair"
         )
     if device.startswith("cuda"):

@@ -80,7 +80,7 @@ def trains(path):
 def timed(run):
     """{notebook: seconds that it took} of the committed results of a profile."""
     made = provenance.Record(REPOSITORY / "results" / run.name / "run.json").read().get("notebooks", {})
-    return {name: part["seconds"] for name, part in made.items()}
+    return {name: part["seconds"] for name, part in made.items() if "seconds" in part}
 
 
 def in_turn(run, paths):

@@ -83,14 +83,14 @@ def _set(words, **typed):
             value = yaml.safe_load(value)
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"--set {files.few([word])!r}: the value is not readable YAML") from error
-        if value is None and outer != "pretrained" and not inner:  # a setting that nobody gave
-            said = "null leaves a setting as the profile has it; write a value, or leave it out"
-            raise ValueError(f"--set {files.few([word])}: {said}")
         known = (typed | found).get(outer, {})
         twice = not isinstance(known, dict) or (inner in known if inner else bool(known))
         if outer in ("out", "part", "dropped") or twice:
             said = f"--set cannot give {files.few([name])!r}"
             raise ValueError(f"{said}; it takes a setting of the profile, once")
+        if value is None and outer != "pretrained" and not inner:  # a setting that nobody gave
+            said = "null leaves a setting as the profile has it; write a value, or a profile of your own"
+            raise ValueError(f"--set {files.few([word])}: {said}")
         found[outer] = found.get(outer, {}) | {inner: value} if inner else value
     return found
 

@@ -180,7 +180,7 @@ def _eight_bits(image, kind, name, tags):
     would clip, and goes neither by a TIFF's 12 bits nor by its white of 0."""
     values = np.asarray(image, dtype=np.float64)
     low, high = values.min(), values.max()
-    # more have neither of the two, whose 16 bits Pillow may call "I"
+    # Pillow may call the 16 bits of these two "I"; they have no more
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
     most = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
     top = most if sixteen else 1 if image.mode == "F" and high <= 1 else 255 if high <= 255 else 65535

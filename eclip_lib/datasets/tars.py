@@ -16,6 +16,7 @@ from .. import files
 from .base import read_image
 
 TAR = re.compile(r"\.(tar(\.(gz|bz2|xz))?|tgz)$", re.I)
+NEARLY = re.compile(r"\.(tar\.(?!(gz|bz2|xz)$)\w+|zip|7z|zst)$", re.I)  # shards, but no tars that are read
 PICTURES = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 
 
@@ -87,7 +88,7 @@ class WebPairs:
         if (folder := files.place(pattern)).is_dir():
             inside = sorted(path for path in folder.iterdir() if path.name[0] != ".")
             found = {"": [path for path in inside if TAR.search(path.name)]}
-            if others := [path.name for path in inside if path not in found[""]]:
+            if others := [path.name for path in inside if NEARLY.search(path.name)]:
                 said = f"left out, no tars by their names: {len(others)} ({files.few(others)})"
                 warnings.warn(f"{folder}: {said}", stacklevel=2)
         else:
@@ -98,8 +99,8 @@ class WebPairs:
         if gone:
             warnings.warn(f"{len(gone)} of {len(found)} tars are not there: {files.few(gone)}", stacklevel=2)
         # by its own path alone, so that one tar more renames none
-        stems = [os.fsencode(Path(part).stem).decode(errors="replace")[:50] for part in self.parts]
-        digests = [files.digest(os.fsencode(part))[:6] for part in self.parts]
+        stems = [os.fsencode(Path(part).stem).decode(errors="replace")[-50:] for part in self.parts]
+        digests = [files.digest(os.fsencode(part))[:12] for part in self.parts]
         self.names = [f"{stem}-{number}" for stem, number in zip(stems, digests, strict=True)]
         folders = sorted({str(Path(part).parent) for part in self.parts})
         self.about = {"source": "webdataset", "folder": ", ".join(folders)}

@@ -76,7 +76,8 @@ def _parts(path):
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise ValueError(f"{path} is no index of a checkpoint's shards; get it again")
     parts = [path.parent / name for name in sorted(set(shards.values()))]
-    if gone := [part.name for part in parts if not part.is_file()]:
+    below = [part.resolve().is_relative_to(path.parent.resolve()) for part in parts]
+    if gone := [part.name for part, ours in zip(parts, below, strict=True) if not (ours and part.is_file())]:
         raise FileNotFoundError(
             f"{path} names {len(parts)} files; not there: {files.few(gone)}; get the folder again"
         )

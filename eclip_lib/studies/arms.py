@@ -152,7 +152,7 @@ def _conclusions(means, gains):
     if len(most):
         up, open_, down = counts(most, "value")
         said = f"lower on {down} of {len(most)} datasets, higher on {up}, undecided on {open_}"
-        said = ALONE if (most["trainings"] < 2).all() else said
+        said = ALONE if most["value_low"].isna().all() else said
         yield f"Recognition of a CLIP trained with max pooling against the class token: {said}."
 
 

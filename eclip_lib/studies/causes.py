@@ -108,16 +108,14 @@ def depth_in_words(depths):
 
 def _so_attention(early, late):
     """What follows where `late` maps are opposite at their end, `early` of these at the patch embedding."""
+    of = f"of the maps that are opposite at the end, {late}, {early} are so before any token sees another"
     if not late:
         return "So there is nothing to explain: no map is opposite at its end."
-    if early == late:
-        return (
-            f"So self-attention does not make them so: all {late} are opposite before any token sees another."
-        )
-    if early:
-        said = f"{early} of the {late} opposite maps are so before any token sees another"
-        return f"So self-attention is not the only reason: {said}."
-    return f"So it comes with self-attention: none of the {late} is opposite before any token sees another."
+    return (
+        f"So self-attention is not needed for it: {of}."
+        if early
+        else f"So it comes with self-attention: {of}."
+    )
 
 
 def what_in_words(what):
@@ -128,7 +126,7 @@ def what_in_words(what):
     for (dataset, network), part in what.groupby(["dataset", "network"], sort=False):
         n, said = len(part), []
         for column, words in (
-            ("own", "the map is opposite in {} of {}, the other way round in {}"),
+            ("own", "the map is opposite in {} of {}, not opposite in {}"),
             ("absent", "the map of an absent class is lower on the object in {} of {}, higher in {}"),
             ("text", "the named object is lower than in an absent class's map in {} of {}, higher in {}"),
             ("against_others", "lower than the image's other objects in {} of {}, higher in {}"),

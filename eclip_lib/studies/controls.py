@@ -9,6 +9,7 @@ import torch
 from .. import files
 from ..evaluation import batches, counts, grouped, mean_interval, prompts, score_contrast, spread, table
 from ..explainers import FeatureMap, Shared, maps, named
+from ..explainers.base import every_map
 from ..method import itsm
 from ..networks.attention import GRID, center_prior, mask_identity, noise, pixel_saliency
 
@@ -69,8 +70,7 @@ def control_rows(dataset, clip, explainers, workers=0, batch_size=32):
                 own, other = (maps(explain, batch.images, text, pairs, shared) for pairs in (index, absent))
                 found = {"own": own, "absent": other}
             else:
-                shares = isinstance(explain, FeatureMap)
-                every = explain.of_shared(shared, text) if shares else explain(batch.images, text)
+                every = every_map(explain, shared, text)
                 found = {"own": every[tuple(index.T)], "absent": every[tuple(absent.T)]}
                 found["centred"] = (every - every.mean(1, keepdim=True))[tuple(index.T)]
             for (i, t), cells in zip(index.tolist(), torch.stack([*found.values()], 1), strict=True):
@@ -124,8 +124,16 @@ def verdict(controls, baselines, measured):
         ("text", "the map follows the text (the object is higher than in an absent class's map)"),
         ("against_others", "the named object is higher than the image's other objects"),
     ):
-        found = {name: (counts(part, column)[0], len(part)) for name, part in methods}
-        lines.append(f"{said}: {_in_all_or_none(found)}")
+        up, _, down = zip(*(counts(part, column) for _, part in methods), strict=True)
+        many = methods.size()
+        lines.append(
+            f"{said}: {_in_all_or_none(dict(zip(many.index, zip(up, many, strict=True), strict=True)))}"
+        )
+        if any(down):
+            lower = [
+                f"{named(name)} in {n} of {many[name]}" for name, n in zip(many.index, down, strict=True) if n
+            ]
+            lines.append(f"lower instead: {', '.join(lower)}")
     floor = controls.loc[controls["method"] == ROLLOUT, "against_others"].mean()
     if not np.isnan(floor):
         said = f"{named(ROLLOUT)} knows no text, and sets the named object {floor:+.1f} against the others"
@@ -140,11 +148,14 @@ def verdict(controls, baselines, measured):
 
 def _in_all_or_none(found, of="cases"):
     """{method: (in how many something holds, of how many)} in words, methods together."""
-    full = {name for name, (n, every) in found.items() if n == every}
-    some = [f"{named(name)} in {n} of {every}" for name, (n, every) in found.items() if 0 < n < every]
-    sides = {f"in all {of}": [named(name) for name in found if name in full], "of the rest": some}
+    sides = {f"in all {of}": [named(name) for name, (n, every) in found.items() if n == every]}
+    sides["in some"] = [
+        f"{named(name)} ({n} of {every})" for name, (n, every) in found.items() if 0 < n < every
+    ]
     sides["in none"] = [named(name) for name, (n, _) in found.items() if not n]
-    return "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
+    return (
+        "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names) or "none measured"
+    )
 
 
 def _beside_rollout(measured):

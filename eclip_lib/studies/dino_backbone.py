@@ -220,5 +220,5 @@ def verdict(gained, seeds):
         "it is not the backbone" if down == len(other) else "it is the backbone" if up == len(other) else ""
     )
     says = says if other and says else "whether it is the backbone stays open"
-    counted = f"{down} of {len(other)} cases, the other way round in {up} (arms and datasets, over trainings)"
+    counted = f"{down} of {len(other)} cases, not opposite in {up} (arms and datasets, over trainings)"
     return "\n".join([*lines, f"So {says} here: with another one the map is opposite in {counted}."])

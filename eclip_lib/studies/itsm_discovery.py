@@ -122,7 +122,7 @@ def verdict(measured, over, shares):
     up, open_, down = counts(measured, "mSC")
     lines = [
         f"CLIP's map is opposite (mSC below 0, with its interval over images) in {down} of {len(measured)} "
-        f"cases, the other way round in {up}, undecided in {open_}.",
+        f"cases, not opposite in {up}, undecided in {open_}.",
         f"Of single (image, class) pairs {shares['opposite'].min():.0f} to {shares['opposite'].max():.0f} % "
         f"have a negative contrast, and of {shares['at threshold 0'].min():.0f} to "
         f"{shares['at threshold 0'].max():.0f} % the best mask is the whole image.",

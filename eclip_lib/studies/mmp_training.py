@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .. import files, plots
+from .. import files, plots, provenance
 from ..datasets import examples
 from ..evaluation import counts, over_trainings, recognize, trainings_apart
 from ..explainers import explainer
@@ -40,7 +40,8 @@ def recognition(run, clip, after=None, name=None):
         scores, _, value = recognize(dataset, clip, run.workers, run.batch_size)
         return pd.DataFrame([{"scores": f"sha {files.digest(scores.tobytes())}", "mAP": value}])
 
-    about = [clip, dataset, after and files.digest(after)]
+    here = [run.batch_size, provenance.device_name(run.device)]  # bits are compared
+    about = [clip, dataset, after and files.digest(after), here]
     return tuple(run.once("recognition", about, measure).iloc[0])
 
 

@@ -134,8 +134,11 @@ def is_it_the_pooling(steps):
     up, open_, down = counts(part, "mSC")
     said = f"max pooling raises mSC over attention and average pooling in {up} of {len(part)} comparisons"
     said += f", lowers it in {down}, {open_} undecided"
-    answer = "not everywhere" if up > down else "it is not"
-    answer = answer if down else "yes" if up == len(part) else "mostly" if 3 * up >= 2 * len(part) else "open"
+    answer = "yes" if up else "open"
+    if down or 3 * up < 2 * len(part):
+        answer = "it is not" if down and not up else "not everywhere" if down else "open"
+    elif up < len(part):
+        answer = "mostly"
     return f"So is it the pooling? By these trainings {answer}: {said}."
 
 
