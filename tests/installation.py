@@ -147,6 +147,8 @@ def build(profile, tiny):
     build_pairs(place / "data" / "gcc3m", rng)
     masks = build_weights(place / "weights", tiny)
     settings = yaml.safe_load((REPOSITORY / "eclip_lib" / "profiles" / "paper.yaml").read_text())
-    settings |= {"networks": NETWORKS} | ({"masks": masks} if tiny else {})
+    settings |= {"networks": NETWORKS}
+    if tiny:
+        settings |= {"masks": masks, "training": settings["training"] | {"epochs": 2, "views": 2}}
     settings["scratch"] = {NETWORKS[-1]: f"{place}/weights/epoch_32.pt"}
     profile.write_text(yaml.safe_dump(settings, sort_keys=False))

@@ -18,7 +18,6 @@ from eclip_lib.studies import dino_backbone
 from eclip_lib.training import new_pair
 
 
-@pytest.mark.skipif("REHEARSE" not in os.environ, reason="seven core-minutes: REHEARSE=1, or make rehearse")
 def test_the_paper_profile_from_the_weights_to_the_report(tmp_path):
     """In a process of its own, whose RN50 and ViT-B-32 are small."""
     script = Path(__file__).with_name("rehearsal.py")
