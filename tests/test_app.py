@@ -111,7 +111,7 @@ def test_it_begins_with_pictures_of_several_objects_and_texts_that_are_in_them(d
 
 def test_without_gradio_one_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ValueError, match=r"needs gradio .*pip install '.\[app\]'"):
+    with pytest.raises(ValueError, match=r"needs gradio .*pip install -e '.\[app\]'"):
         app.serve()
 
 
